@@ -1,0 +1,61 @@
+"""A dataset is two entity tables, ratings between their rows, a schema and a shift."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from levi_serve.bundle.schema import Attributes, Entity, Schema, Value
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """m ratings as parallel arrays; entities are row numbers of the entity tables."""
+
+    user: npt.NDArray[np.int32]  # [m]
+    item: npt.NDArray[np.int32]  # [m]
+    value: npt.NDArray[np.float32]  # [m]
+    time: npt.NDArray[np.int64]  # [m] seconds since the epoch; 0 where the source has none
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+
+@dataclass(frozen=True)
+class GenreShift:
+    """Items with at least one ID value of a category are in distribution; the others are the shift
+    (Roh et al., Sec. 5: genres of MovieLens).
+    """
+
+    attribute: str
+    id_values: frozenset[str]
+    min_ratings: int = 200
+    """A value of the shifted items is a slice of its own when it has at least this many ratings."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What every loader returns."""
+
+    name: str
+    schema: Schema
+    users: pa.Table  # column "id" and one column per attribute; `many` categories are list<string>
+    items: pa.Table
+    ratings: Ratings
+    shift: GenreShift | None
+
+
+def attributes(table: pa.Table, entity: Entity, rows: Sequence[int] | None = None) -> list[Attributes]:
+    """The attributes of some rows (default: all) as the schema's values; nulls and empty lists are left out."""
+    chosen = table if rows is None else table.take(pa.array(rows, pa.int64()))
+    names = [a.name for a in entity.attributes]
+    out: list[Attributes] = []
+    for record in chosen.select(names).to_pylist():
+        present = {n: tuple(v) if isinstance(v, list) else v for n, v in record.items() if v is not None and v != []}
+        out.append(cast("dict[str, Value]", present))
+    return out

@@ -1,18 +1,9 @@
-"""What a user of the command line can cause and mend.
+"""What a user of `levi-train` can cause and mend, beside the two errors that both programs share."""
 
-UsageError          exit 2: the request or the data is wrong; one line says what, where and what to do
-  DataError         a data file is missing, truncated, mislabelled or inconsistent
-RunError            exit 1: the work failed although the request was right (disk, memory, parity)
-"""
+from levi_serve.bundle.commands import RunError, UsageError
 
-
-class UsageError(Exception):
-    """The command cannot do what was asked; nothing was written."""
+__all__ = ["DataError", "RunError", "UsageError"]
 
 
 class DataError(UsageError):
-    """A dataset is not what it says; the message names file and line or column."""
-
-
-class RunError(Exception):
-    """The work failed; nothing that looks finished was left behind."""
+    """A dataset is not what it says it is; the message names file and line or column."""

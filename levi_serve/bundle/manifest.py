@@ -31,7 +31,7 @@ class TokenizerSpec(Frozen):
     pad_id: Annotated[int, Field(ge=0)]
 
 
-class Manifest(Frozen):
+class Manifest(Frozen, validate_by_name=True, validate_by_alias=True):
     """Everything about one version that is not in a graph or a table. Written last."""
 
     format: int

@@ -48,6 +48,8 @@ class Dataset:
     items: pa.Table
     ratings: Ratings
     shift: GenreShift | None
+    licence: str = "not stated"
+    """Under what terms the data, and so a bundle that carries its entity attributes, may be used."""
 
 
 def attributes(table: pa.Table, entity: Entity, rows: Sequence[int] | None = None) -> list[Attributes]:

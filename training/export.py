@@ -1,0 +1,282 @@
+"""A run becomes the next version of a model repository: graphs, tables, golden examples, calibration, manifest.
+
+Everything is built in folders beside the final ones, checked against torch, and renamed when it is complete: the
+encoder first, the model with its manifest last. A version folder that exists is a whole version.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from levi_serve.bundle import FloatArray
+from levi_serve.bundle.golden import Golden, GoldenEntity, write_golden
+from levi_serve.bundle.manifest import FORMAT, NAME, Manifest, TokenizerSpec, sha256
+from levi_serve.bundle.rows import Layout, write_table
+from levi_serve.bundle.scores import SCORE
+from training.atomic import atomic_file, publish_folder, staged_folder
+from training.calibrate import calibrate
+from training.chain import Chain, Runner, catalogue, onnx_runner, torch_runner
+from training.checkpoint import write_json
+from training.errors import RunError, UsageError
+from training.evaluate import METRICS, Evaluation
+from training.fit import predict
+from training.graphs import EncoderGraph, Graph, JoinGraph, PairGraph, write_onnx
+from training.run import Run, versions
+from training.triton import config
+
+GOLDEN = 8
+"""Golden examples by id; as many have a cold user, a cold item or both."""
+GOLDEN_TOLERANCE = 5e-3
+"""Rounding rows to fp16 moves a rating by up to 2e-3; the rest is left to other processors' arithmetic."""
+PARITY = 1e-4
+"""Largest difference between the graphs and the fitted model, in rating units, both in fp32."""
+
+
+def export(run: Run, repository: Path, name: str, parity_pairs: int) -> Path:
+    """Add the run to the repository as its next version.
+
+    Returns:
+        The folder of the new version.
+
+    Raises:
+        UsageError: the run has no views; the repository serves other tensors under this name.
+        RunError: the graphs do not agree with the fitted model.
+        OSError: the disk is full or not writable; no version appears.
+    """
+    graphs = _graphs(run, name)
+    repository.mkdir(parents=True, exist_ok=True)
+    with _locked(repository), ExitStack() as stack:
+        for graph_name, graph in graphs.items():
+            _check_config(repository / graph_name, config(graph_name, graph))
+        version = _next_version(repository, list(graphs))
+        staged = {graph: stack.enter_context(staged_folder(repository / graph, str(version))) for graph in graphs}
+        for graph_name, graph in graphs.items():
+            write_onnx(graph, _examples(run, graph), staged[graph_name] / "model.onnx")
+        exported = _chain(run, *(onnx_runner(staged[graph_name] / "model.onnx") for graph_name in graphs))
+        parity = _parity(run, exported, parity_pairs)
+        tables = _tables(run, exported)
+        _write_rows(run, tables, staged[name])
+        _write_golden(run, _chain(run, *map(torch_runner, graphs.values())), staged[name] / "golden.jsonl")
+        np.savez(staged[name] / "monitor.npz", allow_pickle=False, **calibrate(run))
+        run.tokenizer.save(staged[name] / "tokenizer.json")
+        metrics = {"parity": parity, **_rounding(run, tables), **_measured(run)}
+        manifest = _manifest(run, name, version, staged, metrics)
+        write_json(staged[name] / NAME, manifest.model_dump(mode="json", by_alias=True))
+        for graph_name, graph in graphs.items():
+            _write_config(repository / graph_name, config(graph_name, graph))
+        return _publish(staged, repository, version)
+
+
+def _graphs(run: Run, name: str) -> dict[str, Graph]:
+    """The graphs by model name, in the order in which they are published."""
+    model, bounds = run.model.cpu(), run.bounds
+    if run.backbone is None:
+        raise UsageError(f"{run.folder}: a scratch tower alone is a reference and not served; fit with entity views")
+    if model.shape.views == "pair":
+        return {name: PairGraph(model, run.backbone.encoder, bounds)}
+    return {f"{name}_encoder": EncoderGraph(model, run.backbone.encoder), name: JoinGraph(model, bounds)}
+
+
+def _examples(run: Run, graph: Graph) -> tuple[torch.Tensor, ...]:
+    """Inputs of two pairs or entities, to trace the graph with."""
+    assert run.backbone is not None
+    shape, (user, item) = run.model.shape, run.dataset.schema.entities
+    ids, mask = (torch.from_numpy(a) for a in run.backbone.tokenizer.pad(run.backbone.tokenizer.encode(["one", "two"])))
+    embedding = torch.zeros(2, shape.size.embedding + 1)
+    codes = [torch.zeros(2, max(1, e.code_columns), dtype=torch.int64) for e in (user, item)]
+    if isinstance(graph, JoinGraph):
+        return torch.zeros(2, shape.layout.width), torch.zeros(2, shape.layout.width)
+    if isinstance(graph, EncoderGraph):
+        return ids, mask, embedding, max(codes, key=lambda c: c.shape[1]), torch.tensor([0, 1])
+    return ids, mask, embedding, codes[0], embedding, codes[1]
+
+
+def _chain(run: Run, *runners: Runner) -> Chain:
+    """Runners in the order of `_graphs`: the model's is the last."""
+    return Chain(run, model=runners[-1], encode=runners[0] if len(runners) > 1 else None)
+
+
+def _parity(run: Run, exported: Chain, pairs: int) -> float:
+    """Largest difference of a head rating between the exported chain and the fitted model, over random ratings' pairs.
+
+    Raises:
+        RunError: it exceeds PARITY.
+    """
+    ratings = run.dataset.ratings
+    chosen = np.random.default_rng(run.record.options.seed).permutation(len(ratings))[:pairs]
+    users, items = catalogue(run, 0), catalogue(run, 1)
+    found = exported.heads([users[u] for u in ratings.user[chosen]], [items[i] for i in ratings.item[chosen]])
+    expected = predict(run.model, run.prepared.features, torch.from_numpy(chosen), run.ids).numpy()
+    worst = float(np.abs(found - expected).max())
+    if not worst <= PARITY:
+        raise RunError(f"{run.folder}: the exported graphs differ from the fitted model by {worst:.2g} (> {PARITY:g})")
+    return worst
+
+
+def _tables(run: Run, exported: Chain) -> tuple[FloatArray, FloatArray]:
+    """Rows [N + 1, W] of every user and every item in fp32, then of one without id and attributes."""
+    nobody = [GoldenEntity(id=None, attributes={})]
+    out = []
+    for side, half in enumerate(run.model.halves):
+        codes, components = run.prepared.features.codes[side].cpu(), run.prepared.features.components[side]
+        with torch.inference_mode():
+            if components is None:
+                rows, unknown = half.ids(run.ids[side].cpu()), half.ids.weight[:1].numpy()
+            else:
+                rows = half(half.ids(run.ids[side].cpu()), codes, components.cpu())
+                unknown = exported.rows(side, nobody)
+        out.append(np.concatenate([rows.numpy(), unknown]))
+    return out[0], out[1]
+
+
+def _rounding(run: Run, tables: tuple[FloatArray, FloatArray]) -> dict[str, float]:
+    """What storing rows as fp16 does to ratings and RMSE, on the selection part."""
+    chosen = run.split.selection
+    features, part = run.prepared.features, torch.from_numpy(chosen)
+    of = [
+        torch.from_numpy(t[c[chosen]])
+        for t, c in zip(tables, (run.dataset.ratings.user, run.dataset.ratings.item), strict=True)
+    ]
+    batch = features.batch(part, run.ids)
+    ratings = []
+    for stored in (of, [t.half().float() for t in of]):
+        with torch.inference_mode():
+            rows = stored
+            if batch.pair_components is not None:
+                rows = [half(row, c, None) for half, row, c in zip(run.model.halves, stored, batch.codes, strict=True)]
+            ratings.append(run.model.rating(run.model.join(rows[0], rows[1], batch.pair_components)).clamp(*run.bounds))
+    exact, rounded = ((r - features.value[part]).square().double().mean().sqrt() for r in ratings)
+    return {
+        "fp16_rating_difference": float((ratings[0] - ratings[1]).abs().max()),
+        "fp16_rmse_difference": float((exact - rounded).abs()),
+    }
+
+
+def _write_rows(run: Run, tables: tuple[FloatArray, FloatArray], folder: Path) -> None:
+    """Both entity tables, and the id embedding of unknown entities that the encoder is fed."""
+    for side, (entity, rows) in enumerate(zip(run.dataset.schema.entities, tables, strict=True)):
+        known = catalogue(run, side)
+        ids, described = [e.id for e in known if e.id is not None], [e.attributes for e in known]
+        write_table(folder, f"{entity.name}s", ids, described, (run.ids[side] > 0).cpu().numpy(), rows)
+    if run.model.shape.views == "entity":
+        np.save(folder / "unknown.npy", np.stack([half.ids.weight[0].detach().numpy() for half in run.model.halves]))
+
+
+def _write_golden(run: Run, reference: Chain, path: Path) -> None:
+    """Random pairs as torch rates them: by id, and with either side or both given by attributes alone."""
+    rng = np.random.default_rng(run.record.options.seed)
+    sides = [catalogue(run, side) for side in (0, 1)]
+    users, items = ([side[i] for i in rng.integers(len(side), size=2 * GOLDEN)] for side in sides)
+    users = [u if k < GOLDEN or k % 3 == 0 else u.model_copy(update={"id": None}) for k, u in enumerate(users)]
+    items = [i if k < GOLDEN or k % 3 == 1 else i.model_copy(update={"id": None}) for k, i in enumerate(items)]
+    heads = reference.heads(users, items)
+    ratings = run.model.rating(torch.from_numpy(heads)).clamp(*run.bounds).tolist()
+    examples = []
+    for user, item, head_ratings, rating in zip(users, items, heads.tolist(), ratings, strict=True):
+        sentences = reference.sentences(user, item)
+        tokens = run.tokenizer.encode(sentences)
+        examples.append(
+            Golden(user=user, item=item, sentences=sentences, tokens=tokens, head_ratings=head_ratings, rating=rating)
+        )
+    write_golden(path, examples)
+
+
+def _measured(run: Run) -> dict[str, float]:
+    """What is known of the run's errors: on validation, and on test if it was evaluated."""
+    known = {"validation_rmse": min(run.record.curve)}
+    if (run.folder / METRICS).exists():
+        levi = Evaluation.model_validate_json((run.folder / METRICS).read_bytes()).rows[0]
+        known |= {"id_rmse": levi.id.rmse, **({"ood_rmse": levi.ood.rmse} if levi.ood else {})}
+    return known
+
+
+def _manifest(run: Run, name: str, version: int, staged: dict[str, Path], metrics: dict[str, float]) -> Manifest:
+    options, shape = run.record.options, run.model.shape
+    entity = shape.views == "entity"
+    embedding = 0 if entity else shape.size.embedding
+    return Manifest(
+        format=FORMAT,
+        name=name,
+        version=version,
+        views="entity" if entity else "pair",
+        schema_=run.dataset.schema,
+        vocabulary=tuple({a: list(v) for a, v in words.items()} for words in run.prepared.vocabulary),
+        layout=shape.layout if entity else Layout(tower=0, heads=0, factors=0, embedding=embedding, support=0),
+        layers=shape.layers,
+        tokenizer=TokenizerSpec(max_tokens=run.tokenizer.max_tokens, pad_id=run.tokenizer.pad_id),
+        files={
+            f"{graph}/{version}/{path.name}": sha256(path)
+            for graph, folder in staged.items()
+            for path in sorted(folder.iterdir())
+        },
+        golden_tolerance=GOLDEN_TOLERANCE,
+        score=SCORE,
+        metrics=metrics,
+        run={
+            "dataset": options.dataset,
+            "data_hash": run.record.data_hash,
+            "backbone": options.backbone,
+            "backbone_hash": run.record.backbone_hash,
+            "size": options.size,
+            "seed": options.seed,
+            "fitted": run.record.finished,
+            "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+            **versions(),
+        },
+        licences={"data": run.dataset.licence, "backbone": run.backbone.licence if run.backbone else "none"},
+    )
+
+
+@contextmanager
+def _locked(repository: Path) -> Iterator[None]:
+    """One export at a time: a second waits for the first and takes the next number."""
+    with (repository / ".export.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _next_version(repository: Path, names: list[str]) -> int:
+    taken = [
+        int(folder.name)
+        for name in names
+        if (repository / name).is_dir()
+        for folder in (repository / name).iterdir()
+        if folder.name.isdecimal()
+    ]
+    return max(taken, default=0) + 1
+
+
+def _check_config(folder: Path, text: str) -> None:
+    """Refuse a name that serves other tensors: Triton has one config.pbtxt for all versions of a model."""
+    path = folder / "config.pbtxt"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise UsageError(f"{path}: this name serves other tensors or settings; export under another --name")
+
+
+def _write_config(folder: Path, text: str) -> None:
+    if not (folder / "config.pbtxt").exists():
+        with atomic_file(folder / "config.pbtxt") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _publish(staged: dict[str, Path], repository: Path, version: int) -> Path:
+    """Rename the staged folders, the model's last; an encoder whose model could not follow is taken back."""
+    published: list[Path] = []
+    try:
+        for graph, folder in staged.items():
+            final = repository / graph / str(version)
+            publish_folder(folder, final)
+            published.append(final)
+    except OSError:
+        for final in published:
+            shutil.rmtree(final, ignore_errors=True)
+        raise
+    return published[-1]

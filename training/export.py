@@ -96,7 +96,7 @@ def _examples(run: Run, graph: Graph) -> tuple[torch.Tensor, ...]:
         return torch.zeros(2, shape.layout.width), torch.zeros(2, shape.layout.width)
     if isinstance(graph, EncoderGraph):
         return ids, mask, embedding, max(codes, key=lambda c: c.shape[1]), torch.tensor([0, 1])
-    return ids, mask, embedding, codes[0], embedding, codes[1]
+    return ids, mask, embedding, codes[0], embedding.clone(), codes[1]  # one tensor twice would be traced as one input
 
 
 def _chain(run: Run, *runners: Runner) -> Chain:

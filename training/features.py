@@ -122,9 +122,9 @@ def prepare(
         projections.append(fit_projection(computed, train, shape))
         pair_components = project(computed, projections[0], shape, device)
     features = Features(
-        user=torch.from_numpy(dataset.ratings.user.astype(np.int64)).to(device),
-        item=torch.from_numpy(dataset.ratings.item.astype(np.int64)).to(device),
-        value=torch.from_numpy(dataset.ratings.value).to(device),
+        user=torch.tensor(dataset.ratings.user, dtype=torch.int64, device=device),
+        item=torch.tensor(dataset.ratings.item, dtype=torch.int64, device=device),
+        value=torch.tensor(dataset.ratings.value, device=device),
         codes=(codes[0], codes[1]),
         components=(components[0], components[1]),
         pair_components=pair_components,

@@ -10,8 +10,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForTextEncoding, BertConfig, BertModel, PreTrainedTokenizerFast, T5Config
 
+from training.options import Options
+from training.run import Run, fit, open_run
+
 USERS, MOVIES, RATINGS = 60, 40, 1500
-WORDS = (
+WORDS = (  # noqa: SIM905 - read more easily than a list
     "the user movie is and id title occupation zipcode age doctor student artist night river star of a in dream "
     "house stone new old king queen"
 ).split()
@@ -114,3 +117,9 @@ def write_tables(folder: Path) -> Path:
             file.write(f"{users[u]},{movies[m]},{int(np.clip(np.rint(value), 1, 5))}\n")
     (folder / "dataset.toml").write_text(TABLES)
     return folder
+
+
+def fitted(options: Options, folder: Path, cache: Path) -> Run:
+    """A finished run on the CPU."""
+    fit(options, folder, cache, "cpu")
+    return open_run(folder, cache, "cpu")

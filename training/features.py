@@ -161,7 +161,7 @@ def fit_projection(views: Views, fitted: Int64Array, shape: Shape) -> dict[str, 
     else:
         variance, axes = torch.linalg.eigh(x.mT @ x / x.shape[1])  # ascending
         axes = axes.flip(2)[..., :k]
-        axes = axes * axes.sum(1, keepdim=True).sign()  # an axis has no sign of its own: fix it
+        axes = torch.where(axes.sum(1, keepdim=True) < 0, -axes, axes)  # an axis has no sign of its own: fix it
         deviation = variance.flip(1)[:, :k].clamp(min=0).sqrt()
     scale = deviation.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)  # [n, 1]
     floor = deviation.amax(1, keepdim=True).clamp(min=1e-6) * 1e-3  # a constant component counts as none

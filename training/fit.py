@@ -112,15 +112,18 @@ class Fitter:
             model.train()
             loss = model.loss(wrapped(batch._replace(ids=hidden)), features.value[rows])
             if not loss.isfinite():
-                raise RunError(f"{folder}: the loss is {float(loss)} at step {step}; try a lower --learning-rate")
+                raise RunError(f"{folder}: the loss is {loss.item()} at step {step}; try a lower --learning-rate")
             accelerated.zero_grad()
             accelerator.backward(loss)
             accelerated.step()
             epoch_over, curve = (step + 1) % steps == 0, progress.curve
             if epoch_over and fold.held_out is not None:
-                curve += (self._validate(model, fold.held_out, known),)
-                if curve[-1] == min(curve) and accelerator.is_main_process:
+                error = self._validate(model, fold.held_out, known)
+                if not math.isfinite(error):
+                    raise RunError(f"{folder}: validation gives {error} after step {step}; try a lower --learning-rate")
+                if error < min(curve, default=math.inf) and accelerator.is_main_process:
                     save_model(folder / BEST, model)
+                curve += (error,)
             now = time.monotonic()
             if epoch_over or now - saved > CHECKPOINT_SECONDS:
                 progress = Progress(step=step + 1, curve=curve, seconds=progress.seconds + now - saved)
@@ -151,21 +154,26 @@ def predict(model: Levi, features: Features, rows: Tensor, ids: tuple[Tensor, Te
 
 
 def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Levi:
-    """A model before its first step: seeded initial weights, the data's projections, layer weights and mean rating.
-
-    Raises:
-        UsageError: the layer weights do not fit the backbone.
-    """
+    """A model before its first step: seeded initial weights, the data's projections, layer weights and mean rating."""
     torch.manual_seed(recipe.seed)
     model = Levi(prepared.shape)
     for projection, state in zip(model.projections(), prepared.projections, strict=True):
         projection.load_state_dict(state)
-    try:
-        model.weights.copy_(torch.tensor(layer_weights(recipe.weights, prepared.shape.layers)))
-    except ValueError as error:
-        raise UsageError(f"--weights {recipe.weights}: {error}") from None
+    model.weights.copy_(torch.tensor(head_weights(recipe, prepared.shape.layers)))
     model.center.fill_(float(ratings.double().mean()))
     return model
+
+
+def head_weights(recipe: Recipe, layers: int) -> list[float]:
+    """The weights of the heads.
+
+    Raises:
+        UsageError: they do not fit the backbone.
+    """
+    try:
+        return layer_weights(recipe.weights, layers)
+    except ValueError as error:
+        raise UsageError(f"--weights {recipe.weights}: {error}") from None
 
 
 def one_cycle(done: float) -> float:

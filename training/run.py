@@ -25,7 +25,7 @@ from training.datasets import load
 from training.datasets.dataset import Dataset
 from training.errors import UsageError
 from training.features import Prepared, prepare
-from training.fit import Fitter, Fold, new_model
+from training.fit import Fitter, Fold, head_weights, new_model
 from training.model import SIZES, Levi
 from training.options import Device, Options
 from training.splits import Split, genre_folds, item_folds, split
@@ -107,12 +107,14 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
     """Fit a run, or finish one that was killed; a finished one is left as it is.
 
     Raises:
-        UsageError: `out` holds a run with other options or other data.
+        UsageError: `out` holds a run with other options or other data; the options do not fit data or backbone.
         RunError: the loss became infinite or NaN.
     """
     dataset = load(options.dataset, options.data)
     parts = split(dataset, options.seed)
+    fold_rows = _folds(dataset, parts, options)
     backbone = None if options.views == "none" else load_backbone(options.backbone)
+    head_weights(options, backbone.layers if backbone else 1)  # refused now, before anything is written
     plan = Plan(
         options=options, data_hash=data_hash(dataset), backbone_hash="" if backbone is None else backbone.fingerprint
     )
@@ -122,7 +124,7 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
             return finished
         prepared = prepare(dataset, parts.train, backbone, options.views, SIZES[options.size], cache, accelerate.device)
     bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
-    folds = [Fold(_rows(a, accelerate), _rows(b, accelerate)) for a, b in _folds(dataset, parts, options)]
+    folds = [Fold(_rows(a, accelerate), _rows(b, accelerate)) for a, b in fold_rows]
     fitted = Fitter(prepared, options, bounds, accelerate, out / STAGES).fit(_rows(parts.train, accelerate), folds)
     record = Record(
         **dict(plan),
@@ -203,7 +205,7 @@ def _claim(out: Path, plan: Plan) -> Record | None:
             if changed := found.differences(plan):
                 raise UsageError(f"--out {out}: holds another run ({'; '.join(changed)}); choose another folder")
             return found if isinstance(found, Record) else None
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(not path.name.endswith(".tmp") for path in out.iterdir()):  # left by a kill in `write_json`
         raise UsageError(f"--out {out}: is not empty and holds no run; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / PLAN, plan.model_dump(mode="json"))

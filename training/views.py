@@ -58,12 +58,23 @@ def compute_views(backbone: Backbone, sentences: Sequence[str], cache: Path, dev
     for start in track(starts, len(starts), label):
         part = sentences[start : start + CHUNK]
         path = cache / f"{_key(backbone, part)}.npy"
-        if not path.exists():
+        chunk = _read(path, (len(part), backbone.layers, backbone.width))
+        if chunk is None:
             views = _encode(backbone, encoder, part, device)
             with atomic_file(path) as temporary, temporary.open("wb") as file:
                 np.save(file, views)
-        chunks.append(np.load(path, mmap_mode="r"))
+            chunk = np.load(path, mmap_mode="r")
+        chunks.append(chunk)
     return Views(chunks)
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> FloatArray | None:
+    """A chunk of the cache; None if it is not there, or damaged and to be computed again."""
+    try:
+        chunk: FloatArray = np.load(path, mmap_mode="r")
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return chunk if chunk.shape == shape and chunk.dtype == np.float32 else None
 
 
 def _key(backbone: Backbone, sentences: Sequence[str]) -> str:

@@ -50,6 +50,8 @@ def parse(command: type[Command], prog: str, argv: Sequence[str]) -> Command:
     arguments, env_file = _take_env_file(list(argv))
     try:
         return command(_cli_parse_args=arguments, _cli_prog_name=prog, _env_file=env_file)
+    except UnicodeDecodeError:
+        raise UsageError(f"--env-file {env_file}: is not UTF-8 text") from None
     except SettingsError as error:
         raise UsageError(str(error).removeprefix("error parsing CLI: ")) from None
     except ValidationError as error:

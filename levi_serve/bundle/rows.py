@@ -104,4 +104,8 @@ def write_table(
 
 def _id_array(ids: Sequence[Id], dtype: np.dtype[np.generic]) -> AnyArray:
     """The ids as the table's key type; text longer than any stored id stays longer and so matches nothing."""
-    return np.asarray([str(i).encode() for i in ids]) if dtype.kind == "S" else np.asarray(ids, dtype=np.int64)
+    if dtype.kind != "S":
+        return np.asarray(ids, dtype=np.int64)
+    keys = [str(i).encode() for i in ids]
+    # NumPy drops NULs at the end of text: such an id must not match the one without them.
+    return np.asarray([key + b"\xff" if key.endswith(b"\0") else key for key in keys], dtype=np.bytes_)

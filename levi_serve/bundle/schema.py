@@ -20,6 +20,9 @@ Value: TypeAlias = str | int | float | tuple[str, ...]
 Attributes: TypeAlias = Mapping[str, Value]
 """An entity's attributes by name. A missing key is a missing value: it has no clause and code 0."""
 
+ANSWER_FIELDS = frozenset({"rating", "heads", "disagreement", "ood_score", "cold_start", "model", "version"})
+"""What a prediction tells beside its two entities, which stand in it under their own names."""
+
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
 
@@ -117,6 +120,11 @@ class Schema(Frozen):
     def _consistent(self) -> Self:
         if self.user.name == self.item.name:
             raise ValueError("the two entities need different names")
+        taken = ANSWER_FIELDS & {self.user.name, self.item.name}
+        if taken:
+            raise ValueError(
+                f"an entity cannot be named '{min(taken)}': the server's answers have a field of that name"
+            )
         if not self.rating_min < self.rating_max:
             raise ValueError("rating_min must be below rating_max")
         known = {f"{e.name}.{a}" for e in self.entities for a in ("id", *(x.name for x in e.attributes))}

@@ -29,7 +29,7 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write the tokenizer.json that `from_file` reads."""
-        self._fast.save(str(path))
+        path.write_text(self._fast.to_str(pretty=True), encoding="utf-8")
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """Token ids of each sentence with the model's special tokens, at most `max_tokens` of them."""

@@ -82,7 +82,7 @@ def _verified(archive: bytes, url: str) -> dict[str, bytes]:
             for name in _SHA256:
                 with opened.open(f"ml-100k/{name}") as member:
                     files[name] = member.read(_MOST_BYTES)
-    except Exception as error:  # noqa: BLE001 (a damaged archive makes zipfile raise a dozen kinds)
+    except Exception as error:  # a damaged archive makes zipfile raise a dozen kinds
         raise RunError(f"{url} is not the archive of MovieLens-100K ({error}); try again later") from error
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != _SHA256[name]:

@@ -182,7 +182,7 @@ def _counts(path: Path) -> dict[str, int]:
 def _genre_names(path: Path) -> list[str]:
     """Genres in the order of u.item's flag columns. GroupLens' file ends in an empty line."""
     table = read_delimited(path, {"genre": pa.string(), "column": pa.int64()}, "|").table.drop_null()
-    if table["column"].to_pylist() != list(range(len(table))):
+    if not len(table) or table["column"].to_pylist() != list(range(len(table))):
         raise DataError(f"{path}: the numbers after the genres must count from 0; get it again")
     names: list[str] = table["genre"].to_pylist()
     return names

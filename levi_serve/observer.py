@@ -1,0 +1,57 @@
+"""The outermost layer of the application: measures every request and turns a bug into a 500 instead of a dead line."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from levi_serve.live import Live
+from levi_serve.metrics import Metrics
+from levi_serve.problems import problem_of, problem_response
+
+log = logging.getLogger("levi")
+
+
+class Observer:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, live: Live, metrics: Metrics) -> None:
+        """Wrap `app`."""
+        self._app = app
+        self._live = live
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        status = "unanswered"
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+                if self._live.status == "draining":
+                    # The client's next request must not meet a line that is about to close.
+                    message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            if status != "unanswered":
+                raise
+            problem = problem_of(error)
+            self._metrics.problem(problem.name)
+            await problem_response(problem)(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.request(route, scope["method"], status, time.perf_counter() - start)

@@ -1,0 +1,91 @@
+"""The server's settings: each a flag, a LEVI_… variable and a line of docs/settings.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+from pydantic_core import PydanticUndefined
+
+from levi_serve.bundle.commands import Command
+
+
+class ModelSettings(Command):
+    """Which model, and what runs it."""
+
+    model_repo: Path = Field(Path("model_repo"), description="Folder of the exported models.")
+    model: str = Field(
+        "levi", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the model, a folder of the repository."
+    )
+    version: Literal["latest"] | PositiveInt = Field("latest", description="Version to serve: `latest` or a number.")
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="What runs the graphs. `cuda` needs the extra `gpu` and fails at start without a working GPU.",
+    )
+    threads: PositiveInt | None = Field(
+        None,
+        description="Threads that run one backbone batch together; unset, as many cores as the affinity mask and the "
+        "cgroup quota allow.",
+    )
+
+
+class ServeSettings(ModelSettings):
+    """The server."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; `0.0.0.0` for every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
+    max_batch: PositiveInt = Field(32, description="Pairs in one run of the model, at most.")
+    encode_batch: PositiveInt = Field(
+        8,
+        description="New entities in one run of the backbone (entity views), at most. On a CPU more are not faster and "
+        "take more memory; a GPU likes 64.",
+    )
+    max_queue: PositiveInt = Field(
+        2000, description="Pairs that may wait for a run; more are refused with 429 and Retry-After."
+    )
+    max_pairs: PositiveInt = Field(1000, description="Pairs in one POST, at most.")
+    max_body_bytes: PositiveInt = Field(1 << 20, description="Size of a request body, at most.")
+    drain_s: float = Field(
+        1.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="After SIGTERM, seconds during which /readyz says 503 and requests are still accepted, so that "
+        "load balancers notice first.",
+    )
+    shutdown_s: int = Field(
+        25,
+        ge=0,
+        le=3600,
+        description="After that, seconds that requests in flight get; whatever is unanswered then is cut off.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log.")
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.max_queue < 2 * self.max_pairs:
+            raise ValueError("max_queue must be at least twice max_pairs: each pair may bring two new entities")
+        return self
+
+
+def reference() -> str:
+    """docs/settings.md: run `python -m levi_serve.settings > docs/settings.md` after a change."""
+    lines = [
+        "# Settings of `levi-serve`",
+        "",
+        "Each setting is a flag, an environment variable and a line `LEVI_…=value` in the file given by `--env-file`;",
+        "the flag wins over the environment, the environment over the file, the file over the default.",
+        "",
+        "| flag | variable | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    for name, field in ServeSettings.model_fields.items():
+        default = "" if field.default in (None, PydanticUndefined) else f"`{field.default}`"
+        flag = f"--{name.replace('_', '-')}"
+        lines.append(f"| `{flag}` | `LEVI_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,56 @@
+"""levi_serve.settings and docs/settings.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from levi_serve.bundle.commands import parse
+from levi_serve.cli import Serve
+from levi_serve.settings import ServeSettings, reference
+
+from .conftest import ROOT
+
+
+def test_every_setting_is_described() -> None:
+    """Every setting has a sentence that says what it does."""
+    for name, field in ServeSettings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+
+
+def test_documentation_is_up_to_date() -> None:
+    """docs/settings.md is what the settings generate; if not: python -m levi_serve.settings > docs/settings.md."""
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == reference()
+
+
+def test_documentation_lists_every_setting() -> None:
+    """Flag, variable and meaning of every setting are in the table."""
+    text = reference()
+    for name, field in ServeSettings.model_fields.items():
+        assert f"| `--{name.replace('_', '-')}` | `LEVI_{name.upper()}` |" in text
+        assert str(field.description) in text
+
+
+def test_precedence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A flag wins over the environment, the environment over the file, the file over the default."""
+    file = tmp_path / "levi.env"
+    file.write_text("LEVI_PORT=1\nLEVI_MAX_BATCH=1\nLEVI_HOST=file\n")
+    monkeypatch.setenv("LEVI_PORT", "2")
+    monkeypatch.setenv("LEVI_MAX_BATCH", "2")
+    settings = parse(Serve, "levi-serve", ["--port", "3", "--env-file", str(file)])
+    assert isinstance(settings, Serve)
+    assert (settings.port, settings.max_batch, settings.host, settings.model) == (3, 2, "file", "levi")
+
+
+def test_loopback_is_the_default() -> None:
+    """Without settings the server cannot be reached from other machines."""
+    assert ServeSettings.model_fields["host"].default == "127.0.0.1"
+
+
+def test_version_is_latest_or_a_number() -> None:
+    """A version can be pinned by its number."""
+    settings = parse(Serve, "levi-serve", ["--version", "3"])
+    assert isinstance(settings, Serve)
+    assert settings.version == 3

@@ -1,0 +1,68 @@
+"""levi_serve.wire for schemas unlike the toy's; the usual ones are covered through the endpoints."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from levi_serve.bundle.manifest import Manifest
+from levi_serve.bundle.schema import ANSWER_FIELDS, Attribute, Entity, Schema, Template
+from levi_serve.errors import InvalidRequestError, UnknownIdError
+from levi_serve.predictor import GivenPair, Prediction
+from levi_serve.wire import Wire
+
+NOTHING = Template(clauses=())
+
+
+def wire(user: Entity, item: Entity) -> Wire:
+    """The wire of a model over these entities."""
+    schema = Schema(
+        user=user,
+        item=item,
+        rating_min=0,
+        rating_max=1,
+        user_template=NOTHING,
+        item_template=NOTHING,
+        pair_template=NOTHING,
+    )
+    manifest = Manifest.model_construct(name="m", version=7, schema_=schema, layers=2)
+    return Wire(manifest, GivenPair("u", 1), max_pairs=2)
+
+
+def test_names_that_clash_with_python() -> None:
+    """Entities and attributes may be called like Python's keywords and like methods of the libraries underneath."""
+    names = ["class", "json", "copy", "schema", "model_dump", "keys", "pairs", "self", "none"]
+    attributes = tuple(Attribute(name=name, kind="text") for name in names)
+    odd = wire(Entity(name="import", id_type="string", attributes=attributes), Entity(name="items"))
+    given = {name: f"the {name}" for name in names}
+    (pair,) = odd.body(json.dumps({"pairs": [{"import": given, "items": 3}]}).encode())
+    assert pair == (given, 3)
+    assert odd.query(b"items=4&import=x") == ("x", 4)
+    answer = odd.answer(Prediction(pair.user, pair.item, 0.5, [0.4, 0.6], 0.1, 0.2, ["import"]))
+    assert answer["import"] == given
+    assert (answer["items"], answer["model"], answer["version"]) == (3, "m", 7)
+
+
+def test_entity_without_attributes() -> None:
+    """Where a schema has no attributes only ids are taken, and an unknown one gets no impossible advice."""
+    bare = wire(Entity(name="user", id_type="string"), Entity(name="item"))
+    with pytest.raises(InvalidRequestError, match=r"pairs\[0\].item: should be an integer"):
+        bare.body(b'{"pairs": [{"user": "u", "item": {"title": "x"}}]}')
+    assert bare.unknown_id(UnknownIdError(1, 5, 0), "").problem.detail == "There is no item 5 in the catalogue of m/7."
+
+
+@pytest.mark.parametrize("name", sorted(ANSWER_FIELDS))
+def test_names_of_answer_fields_are_taken(name: str) -> None:
+    """An entity called like a field of the answer is refused where the schema is made, long before serving."""
+    with pytest.raises(ValidationError, match=f"an entity cannot be named '{name}'"):
+        wire(Entity(name="user", id_type="string"), Entity(name=name))
+
+
+def test_answer_fields_are_all_there() -> None:
+    """The answer has the two entities and exactly the fields that schemas keep free."""
+    plain = wire(Entity(name="user", id_type="string"), Entity(name="item"))
+    answer: dict[str, Any] = plain.answer(Prediction("u", 1, 0.5, [0.4, 0.6], 0.1, 0.2, []))
+    assert set(answer) == {"user", "item"} | ANSWER_FIELDS

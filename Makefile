@@ -9,27 +9,27 @@ DATASET = $(if $(DATA),ml-100k,sample)
 RUN = runs/demo-$(DATASET)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-model test test-system lint clean
+.PHONY: demo demo-model test lint clean
 
 demo: demo-model
 	@echo 'Try, in another shell:  curl "http://127.0.0.1:$(PORT)/predict?user=138&movie=357"'
 	@exec $(BIN)/levi-serve --model-repo model_repo --port $(PORT)
 
-demo-model: $(VENV)/train.done
+demo-model: $(RUN).exported
+
+$(RUN).exported: $(VENV)/train.done
 	$(BIN)/levi-train fit --dataset $(DATASET) $(if $(DATA),--data "$(DATA)") --out $(RUN)
-	$(BIN)/levi-train export $(RUN) model_repo
+	$(BIN)/levi-train export $(RUN) model_repo > $@.part
+	mv $@.part $@
 
 test: $(VENV)/test.done lint
-	$(BIN)/pytest
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-test-system: $(VENV)/test.done
-	$(BIN)/pytest tests/system
 
 # torch comes first and pinned: anything else that depends on it would bring the newest CUDA build along.
 $(VENV)/train.done: pyproject.toml constraints.txt

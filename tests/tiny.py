@@ -33,7 +33,7 @@ file = "movies.csv"
 attributes = [
     {name = "title", kind = "text"},
     {name = "year", kind = "number", edges = [1980, 1990]},
-    {name = "genres", kind = "category", many = true, separator = "|", slots = 3},
+    {name = "genres", kind = "category", many = true, separator = "|", slots = 2, embed = true},
 ]
 [ratings]
 file = "ratings.csv"

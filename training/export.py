@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from levi_serve.bundle import FloatArray
 from levi_serve.bundle.golden import Golden, GoldenEntity, write_golden
@@ -32,6 +33,7 @@ from training.graphs import EncoderGraph, Graph, JoinGraph, PairGraph, write_onn
 from training.run import Run, versions
 from training.triton import config
 
+CONFIG = "config.pbtxt"
 GOLDEN = 8
 """Golden examples by id; as many have a cold user, a cold item or both."""
 GOLDEN_TOLERANCE = 5e-3
@@ -55,7 +57,7 @@ def export(run: Run, repository: Path, name: str, parity_pairs: int) -> Path:
     repository.mkdir(parents=True, exist_ok=True)
     with _locked(repository), ExitStack() as stack:
         for graph_name, graph in graphs.items():
-            _check_config(repository / graph_name, config(graph_name, graph))
+            _check_config(repository / graph_name / CONFIG, config(graph_name, graph))
         version = _next_version(repository, list(graphs))
         staged = {graph: stack.enter_context(staged_folder(repository / graph, str(version))) for graph in graphs}
         for graph_name, graph in graphs.items():
@@ -70,8 +72,7 @@ def export(run: Run, repository: Path, name: str, parity_pairs: int) -> Path:
         metrics = {"parity": parity, **_rounding(run, tables), **_measured(run)}
         manifest = _manifest(run, name, version, staged, metrics)
         write_json(staged[name] / NAME, manifest.model_dump(mode="json", by_alias=True))
-        for graph_name, graph in graphs.items():
-            _write_config(repository / graph_name, config(graph_name, graph))
+        stack.enter_context(_configured({repository / n / CONFIG: config(n, graph) for n, graph in graphs.items()}))
         return _publish(staged, repository, version)
 
 
@@ -193,7 +194,10 @@ def _measured(run: Run) -> dict[str, float]:
     """What is known of the run's errors: on validation, and on test if it was evaluated."""
     known = {"validation_rmse": min(run.record.curve)}
     if (run.folder / METRICS).exists():
-        levi = Evaluation.model_validate_json((run.folder / METRICS).read_bytes()).rows[0]
+        try:
+            levi = Evaluation.model_validate_json((run.folder / METRICS).read_bytes()).rows[0]
+        except ValidationError:
+            raise UsageError(f"{run.folder / METRICS}: not an evaluation; evaluate the run again") from None
         known |= {"id_rmse": levi.id.rmse, **({"ood_rmse": levi.ood.rmse} if levi.ood else {})}
     return known
 
@@ -254,17 +258,25 @@ def _next_version(repository: Path, names: list[str]) -> int:
     return max(taken, default=0) + 1
 
 
-def _check_config(folder: Path, text: str) -> None:
+def _check_config(path: Path, text: str) -> None:
     """Refuse a name that serves other tensors: Triton has one config.pbtxt for all versions of a model."""
-    path = folder / "config.pbtxt"
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise UsageError(f"{path}: this name serves other tensors or settings; export under another --name")
 
 
-def _write_config(folder: Path, text: str) -> None:
-    if not (folder / "config.pbtxt").exists():
-        with atomic_file(folder / "config.pbtxt") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+@contextmanager
+def _configured(texts: dict[Path, str]) -> Iterator[None]:
+    """Write each config.pbtxt that is missing; without a version it would claim the name, so a failure removes it."""
+    missing = {path: text for path, text in texts.items() if not path.exists()}
+    try:
+        for path, text in missing.items():
+            with atomic_file(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        yield
+    except BaseException:
+        for path in missing:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _publish(staged: dict[str, Path], repository: Path, version: int) -> Path:
@@ -275,7 +287,7 @@ def _publish(staged: dict[str, Path], repository: Path, version: int) -> Path:
             final = repository / graph / str(version)
             publish_folder(folder, final)
             published.append(final)
-    except OSError:
+    except BaseException:
         for final in published:
             shutil.rmtree(final, ignore_errors=True)
         raise

@@ -13,7 +13,7 @@ Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Recipe(BaseModel, frozen=True):
+class Recipe(BaseModel, frozen=True, allow_inf_nan=False):
     """How tower and heads are fitted."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of split, initial weights and every draw.")] = 0

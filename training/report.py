@@ -7,10 +7,15 @@ from rich.table import Table
 
 from training.evaluate import Error, Evaluation
 
+WIDTH = 160
+"""Columns of the output where no terminal says how many it has."""
+
 
 def show(evaluation: Evaluation) -> None:
     """Print all tables and how telling the heads' disagreement is."""
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
     for one in (table(evaluation), slice_table(evaluation), head_table(evaluation)):
         if one.row_count:
             console.print(one)

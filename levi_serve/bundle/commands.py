@@ -5,6 +5,7 @@ Precedence: flag > environment > `--env-file` > default. Exit codes: 0 done, 1 f
 
 from __future__ import annotations
 
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,8 @@ def parse(command: type[Command], prog: str, argv: Sequence[str]) -> Command:
     except UnicodeDecodeError:
         raise UsageError(f"--env-file {env_file}: is not UTF-8 text") from None
     except SettingsError as error:
+        if listed := re.match('error parsing value for field "(.+?)"', str(error)):
+            raise UsageError(_complaint(listed[1], "not a list of such values")) from None
         raise UsageError(str(error).removeprefix("error parsing CLI: ")) from None
     except ValidationError as error:
         raise UsageError(

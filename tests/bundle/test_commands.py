@@ -116,7 +116,7 @@ def test_wrong_env_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, cont
     (tmp_path / "env").write_bytes(content)
     assert kitchen("brew", "--env-file", str(tmp_path / "env")) == 2
     error = capsys.readouterr().err
-    assert error.startswith("kitchen brew: ")
+    assert error.startswith("kitchen brew: --")
     assert error.count("\n") == 1
 
 

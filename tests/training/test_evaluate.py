@@ -161,9 +161,8 @@ def test_metrics_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_given_heads")
-def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The printed tables carry every number: errors with intervals, slices largest first, heads, AUROC."""
-    monkeypatch.setenv("COLUMNS", "200")
     found = evaluate(fake_run(tmp_path, HEADS, [0.5, 0.5]))
     report.show(found)
     text = capsys.readouterr().out

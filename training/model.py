@@ -21,6 +21,9 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from levi_serve.bundle.rows import Layout
 from levi_serve.bundle.schema import Frozen
 
+UNIT_FLOOR = 1e-2
+"""Mean square below which components count as noise around the mean sentence; it is 1 on average."""
+
 
 class Size(Frozen):
     """Widths of tower and heads, and what the tower is given beside ids and categories."""
@@ -41,15 +44,41 @@ class Size(Frozen):
     """Whether every head adds the user's and the item's rating bias."""
     dropout: float
     """Share of hidden units dropped while fitting."""
+    id_dropout: float
+    """Share of an id embedding dropped while fitting."""
+    unit_views: bool
+    """Whether a head reads the direction of a view's components only: far-off sentences then stay in known range."""
+    view_dropout: float
+    """Share of a view's components dropped while fitting, so that a head can't take a title for an id."""
 
 
 SIZES: dict[str, Size] = {
     "ref": Size(
-        tower=(128, 64), hidden=64, embedding=32, category=8, components=64, product=True, bias=True, dropout=0.3
+        tower=(128, 64),
+        hidden=64,
+        embedding=32,
+        category=8,
+        components=64,
+        product=True,
+        bias=True,
+        dropout=0.3,
+        id_dropout=0.1,
+        unit_views=True,
+        view_dropout=0.25,
     ),
     # Paper App. D.2: 512-256 tower, heads of 256, nothing but embeddings and views.
     "paper": Size(
-        tower=(512, 256), hidden=256, embedding=32, category=8, components=None, product=False, bias=False, dropout=0.0
+        tower=(512, 256),
+        hidden=256,
+        embedding=32,
+        category=8,
+        components=None,
+        product=False,
+        bias=False,
+        dropout=0.0,
+        id_dropout=0.0,
+        unit_views=False,
+        view_dropout=0.0,
     ),
 }
 
@@ -137,16 +166,20 @@ class Projection(nn.Module):
         return (components / self.deviation).square().mean((1, 2)).sqrt().unsqueeze(1)
 
 
-class LayerLinear(nn.Module):
-    """n linear maps, one per layer, as one batched product: [B, n, i] to [B, n, o]."""
+class ViewLinear(nn.Module):
+    """What all n heads' first layers make of one sentence's views, as one batched product: [B, n, k] to [B, n, h]."""
 
-    def __init__(self, layers: int, inputs: int, outputs: int, fan_in: int) -> None:
-        """`fan_in` counts the inputs of the whole first layer that this map is a part of."""
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.weight = nn.Parameter(uniform(torch.empty(layers, inputs, outputs), fan_in))
+        self.unit, self.dropout = shape.size.unit_views, shape.size.view_dropout
+        self.weight = nn.Parameter(
+            uniform(torch.empty(shape.layers, shape.components, shape.size.hidden), shape.head_inputs)
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("bni,nio->bno", x, self.weight)
+    def forward(self, components: Tensor) -> Tensor:
+        if self.unit:
+            components = components * (components.square().mean(2, keepdim=True) + UNIT_FLOOR).rsqrt()
+        return torch.einsum("bnk,nkh->bnh", F.dropout(components, self.dropout, self.training), self.weight)
 
 
 class EntityHalf(nn.Module):
@@ -155,20 +188,20 @@ class EntityHalf(nn.Module):
     def __init__(self, shape: Shape, side: int) -> None:
         super().__init__()
         size = shape.size
-        self.product, self.rated = size.product, size.bias
+        self.size = size
         self.ids = nn.Embedding(shape.counts[side] + 1, size.embedding + 1)  # embedding | bias; 0 is the unknown id
         self.slots = [slots for _, slots in shape.categories[side]]
         self.categories = nn.ModuleList(nn.Embedding(1 + n, size.category) for n, _ in shape.categories[side])
         self.tower = nn.Parameter(uniform(torch.empty(shape.own[side], size.tower[0]), shape.tower_inputs))
-        self.heads: LayerLinear | None = None
+        self.heads: ViewLinear | None = None
         self.projection: Projection | None = None
         if shape.views == "entity":
-            self.heads = LayerLinear(shape.layers, shape.components, size.hidden, shape.head_inputs)
+            self.heads = ViewLinear(shape)
             self.projection = Projection(shape)
-        nn.init.normal_(self.ids.weight, std=0.1)
+        nn.init.normal_(self.ids.weight, std=0.02)  # small: an id says nothing before it was seen
         nn.init.zeros_(self.ids.weight[:, -1])
         for table in self.categories:
-            nn.init.normal_(table.weight, std=0.1)  # type: ignore[arg-type]
+            nn.init.normal_(table.weight, std=0.02)  # type: ignore[arg-type]
 
     def forward(self, embedding: Tensor, codes: Tensor, components: Tensor | None) -> Tensor:
         """One row per entity, laid out as `Shape.layout` says.
@@ -178,16 +211,16 @@ class EntityHalf(nn.Module):
             codes: [B, C] levels of the embedded attributes, 0 where unknown; a value per slot.
             components: [B, n, k] projected views; None unless the views are entity views.
         """
-        ident, bias = embedding[:, :-1], embedding[:, -1:]
+        ident, bias = F.dropout(embedding[:, :-1], self.size.id_dropout, self.training), embedding[:, -1:]
         levels = torch.split(codes, self.slots, dim=1) if self.slots else ()
         inputs = torch.cat([ident, *(_mean_of_known(t(c), c) for t, c in zip(self.categories, levels, strict=True))], 1)
         parts = [inputs @ self.tower]
         if components is not None:
             assert self.heads is not None
             parts.append(self.heads(components).flatten(1))
-        if self.product:
+        if self.size.product:
             parts.append(ident)
-        parts.append(bias if self.rated else torch.zeros_like(bias))
+        parts.append(bias if self.size.bias else torch.zeros_like(bias))
         if components is not None:
             assert self.projection is not None
             parts.append(self.projection.support(components))
@@ -207,11 +240,7 @@ class Levi(nn.Module):
         self.user = EntityHalf(shape, 0)
         self.item = EntityHalf(shape, 1)
         self.pair_projection = Projection(shape) if shape.views == "pair" else None
-        self.pair_heads = (
-            LayerLinear(shape.layers, shape.components, size.hidden, shape.head_inputs)
-            if shape.views == "pair"
-            else None
-        )
+        self.pair_heads = ViewLinear(shape) if shape.views == "pair" else None
         self.product = (
             nn.Parameter(uniform(torch.empty(size.embedding, size.tower[0]), shape.tower_inputs))
             if size.product

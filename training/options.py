@@ -17,15 +17,15 @@ class Recipe(BaseModel, frozen=True, allow_inf_nan=False):
     """How tower and heads are fitted."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of split, initial weights and every draw.")] = 0
-    epochs: Annotated[PositiveInt, Field(description="Longest fit; the best epoch on validation is kept.")] = 8
-    batch: Annotated[PositiveInt, Field(description="Ratings per step, over all processes.")] = 1000
+    epochs: Annotated[PositiveInt, Field(description="Longest fit; the best epoch on validation is kept.")] = 6
+    batch: Annotated[PositiveInt, Field(description="Ratings per step, over all processes.")] = 250
     learning_rate: Annotated[
         tuple[PositiveFloat, ...],
         Field(min_length=1, description="Peak of the one-cycle schedule; of several, validation picks one."),
-    ] = (2e-3,)
+    ] = (6e-3,)
     weight_decay: Annotated[NonNegativeFloat, Field(description="AdamW's decoupled weight decay.")] = 0.01
     hide_user: Annotated[Share, Field(description="Share of training ratings whose user id is hidden.")] = 0.05
-    hide_item: Annotated[Share, Field(description="Share of training ratings whose item id is hidden.")] = 0.2
+    hide_item: Annotated[Share, Field(description="Share of training ratings whose item id is hidden.")] = 0.3
     weights: Annotated[
         str, Field(description="Weight of each layer's head: equal, late (rising), or numbers separated by commas.")
     ] = "equal"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
 from training import fit as module
@@ -39,11 +40,11 @@ def fitter(entity_run: Run, tmp_path: Path) -> Fitter:
 
 
 @pytest.fixture(scope="module")
-def never_killed(entity_run: Run, fold: Fold, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
-    """What the same fit with two candidates comes to without a stop."""
+def never_killed(entity_run: Run, fold: Fold, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fitted, Path]:
+    """What the same fit with two candidates comes to without a stop, and its stages' folder."""
     recipe = RECIPE.model_copy(update={"learning_rate": RATES})
     folder = tmp_path_factory.mktemp("whole")
-    return run(Fitter(entity_run.prepared, recipe, entity_run.bounds, accelerator("cpu"), folder), fold)
+    return run(Fitter(entity_run.prepared, recipe, entity_run.bounds, accelerator("cpu"), folder), fold), folder
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,17 @@ def changed(fitter: Fitter, folder: str, **recipe: Any) -> Fitter:
 
 def run(fitter: Fitter, fold: Fold) -> Fitted:
     return fitter.fit(fold.fitted, [fold])
+
+
+def same_stages(one: Path, other: Path) -> bool:
+    """Whether every stage ended with the same bits: parameters, best parameters and optimiser state."""
+    files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
+    assert len(files) == 4
+    return all(
+        (ours := load_file(one / file)).keys() == (theirs := load_file(other / file)).keys()
+        and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        for file in files
+    )
 
 
 def same(one: Fitted, other: Fitted) -> bool:
@@ -125,24 +137,25 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
 def test_killed_and_resumed(
     fitter: Fitter,
     fold: Fold,
-    never_killed: Fitted,
+    never_killed: tuple[Fitted, Path],
     monkeypatch: pytest.MonkeyPatch,
     where: str,
     call: int,
     checkpoints: str,
 ) -> None:
-    """A fit killed at any point and run again ends with the parameters and the curve of one never stopped."""
+    """A fit killed at any point and run again ends with the parameters and the curves of one never stopped."""
     fitter = changed(fitter, "killed", learning_rate=RATES)
     with monkeypatch.context() as patches:
         patches.setattr(module, "CHECKPOINT_SECONDS", -1 if checkpoints == "every step" else math.inf)
         kill_at(patches, where, call)
         with pytest.raises(Killed):
             run(fitter, fold)
-    assert same(run(fitter, fold), never_killed)
+    assert same(run(fitter, fold), never_killed[0])
+    assert same_stages(fitter.folder, never_killed[1])
 
 
 def test_killed_again_and_again(
-    fitter: Fitter, fold: Fold, never_killed: Fitted, monkeypatch: pytest.MonkeyPatch
+    fitter: Fitter, fold: Fold, never_killed: tuple[Fitted, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fit that gets some steps further each time ends with the same numbers too."""
     fitter = changed(fitter, "killed", learning_rate=RATES)
@@ -157,7 +170,8 @@ def test_killed_again_and_again(
             except Killed:
                 continue
     assert attempts == 5  # nine steps each, of 42
-    assert same(done, never_killed)
+    assert same(done, never_killed[0])
+    assert same_stages(fitter.folder, never_killed[1])
 
 
 def test_resuming_does_not_start_over(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +312,8 @@ def test_what_is_fitted_on(fitter: Fitter, entity_run: Run, monkeypatch: pytest.
         if torch.is_grad_enabled():  # fitting, not validating
             for place, values in zip(seen[-1], (rows, self.item[rows], out.ids[1]), strict=True):
                 place.update(values.tolist())
+        else:  # an item that is held out has no id that was trained
+            assert bool((out.ids[1] == 0).all()) == (select == "item")
         return out
 
     monkeypatch.setattr(Fitter, "_stage", new_stage)
@@ -329,15 +345,15 @@ def test_refit(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyPatch) -> N
     assert stops == [("rate-0.002-fold-0", None), ("rate-0.002-fold-1", None), ("refit", 3)]
 
 
-def test_a_shorter_refit_follows_the_same_schedule(fitter: Fitter, fold: Fold) -> None:
-    """A refit of two of three epochs is the beginning of a fit of three: learning rates are not squeezed."""
+def test_a_shorter_refit_follows_the_same_schedule(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refit of two of three epochs ends where a fit of three is after two: its learning rates are not squeezed."""
     refit, progress = fitter._stage("refit", Fold(fold.fitted, None), 2e-3, 2)
     assert progress.step == 2 * STEPS
-    whole, _ = changed(fitter, "a")._stage("whole", Fold(fold.fitted, None), 2e-3, None)
-    again, _ = changed(fitter, "b")._stage("again", Fold(fold.fitted, None), 2e-3, 2)
-    state, other = refit.state_dict(), again.state_dict()
-    assert all(torch.equal(state[name], other[name]) for name in state)
-    assert not torch.equal(state["tower.weight"], whole.state_dict()["tower.weight"])
+    kill_at(monkeypatch, "one_cycle", 2 * STEPS + 1)
+    with pytest.raises(Killed):
+        fitter._stage("whole", Fold(fold.fitted, None), 2e-3, None)
+    halfway = load_file(fitter.folder / "whole" / "checkpoint.safetensors")
+    assert all(torch.equal(tensor, halfway[f"model.{name}"]) for name, tensor in refit.state_dict().items())
 
 
 def test_a_step_is_adamw(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,20 +381,23 @@ def test_a_step_is_adamw(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("sides", [(0.0, 0.5), (0.5, 0.0)])
 def test_hidden_ids(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyPatch, sides: tuple[float, float]) -> None:
-    """hide_user hides users and hide_item items, while fitting only."""
+    """hide_user hides users and hide_item items, others in every step, while fitting only."""
     shares: list[list[float]] = [[], []]
+    patterns: set[tuple[bool, ...]] = set()
     plain = Levi.forward
 
     def noted(self: Levi, batch: Any) -> Tensor:
         if torch.is_grad_enabled():
             for side in (0, 1):
                 shares[side].append(float((batch.ids[side] == 0).double().mean()))
+            patterns.add(tuple((batch.ids[0] * batch.ids[1] == 0).tolist()))
         else:
             assert (batch.ids[0] > 0).all()
         return plain(self, batch)
 
     monkeypatch.setattr(Levi, "forward", noted)
     run(changed(fitter, "a", hide_user=sides[0], hide_item=sides[1]), fold)
+    assert len(patterns) == 3 * STEPS
     for found, share in zip(shares, sides, strict=True):
         assert np.mean(found) == pytest.approx(share, abs=0.05 if share else 0)
 

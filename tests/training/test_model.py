@@ -15,7 +15,19 @@ from training.fit import hide
 from training.model import SIZES, Batch, EntityHalf, Levi, Projection, Shape, Size, _mean_of_known, layer_weights
 
 ViewKind = Literal["entity", "pair", "none"]
-TINY = Size(tower=(6, 5), hidden=4, embedding=3, category=2, components=4, product=True, bias=True, dropout=0.5)
+TINY = Size(
+    tower=(6, 5),
+    hidden=4,
+    embedding=3,
+    category=2,
+    components=4,
+    product=True,
+    bias=True,
+    dropout=0.5,
+    id_dropout=0.2,
+    unit_views=True,
+    view_dropout=0.2,
+)
 SIZED = {
     "tiny": TINY,
     "plain": TINY.model_copy(update={"product": False, "bias": False, "components": None}),
@@ -101,6 +113,8 @@ def slow(model: Levi, batch: Batch, views: list[Tensor]) -> np.ndarray:
                 (v[b, j].double().numpy() - w[f"{p}.mean"][j]) @ w[f"{p}.rotation"][j]
                 for p, v in zip(projections, views, strict=True)
             ]
+            if size.unit_views:
+                h_j = [h / np.sqrt(np.mean(h**2) + 0.01) for h in h_j]
             hidden = slice(j * size.hidden, (j + 1) * size.hidden)
             kept = {"entity": ["user.heads.weight", "item.heads.weight"], "pair": ["pair_heads.weight"], "none": []}
             head = np.concatenate([*(w[name][j] for name in kept[shape.views]), w["heads_z"][:, hidden]])
@@ -179,13 +193,19 @@ def test_first_layers_start_like_one_layer() -> None:
     assert not model.user.ids.weight[:, -1].any()  # rating biases start at 0
 
 
-def test_dropout_only_while_fitting() -> None:
-    """Dropout makes two passes differ while fitting and is off afterwards."""
+def test_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While fitting, units of both tower layers and of the heads are dropped, after their activation; later none is."""
     model = make_model(make_shape("tiny", "entity"))
     batch = make_batch(model, make_views(model.shape))
     assert torch.equal(model(batch), model(batch))
     model.train()
     assert not torch.equal(model(batch), model(batch))
+    dropped: list[Tensor] = []
+    monkeypatch.setattr(nn.Dropout, "forward", lambda _, x: dropped.append(x) or x)
+    model(batch)
+    assert [tuple(x.shape) for x in dropped] == [(PAIRS, 6), (PAIRS, 5), (PAIRS, 3 * 4)]
+    assert all((x >= 0).all() for x in dropped)
+    assert model.dropout.p == 0.5
 
 
 def test_loss() -> None:

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 
 def flags(options: Options) -> list[str]:
     """The tiny fit as flags."""
-    return [f"--{name}={getattr(options, name)}" for name in ("dataset", "data", "backbone", "epochs", "batch")]
+    names = ("dataset", "data", "backbone", "epochs", "batch")
+    return [*(f"--{name}={getattr(options, name)}" for name in names), f"--learning-rate={options.learning_rate[0]}"]
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -96,12 +96,12 @@ def write_tables(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     users = np.sort(np.append(rng.choice(np.arange(1, 130), USERS - 1, replace=False), 138))
     movies = np.sort(np.append(rng.choice(np.arange(1, 350), MOVIES - 1, replace=False), 357))
-    words = rng.choice(WORDS[11:], (MOVIES, 3))
+    words = [rng.choice(WORDS[11:], rng.integers(1, 6)).tolist() for _ in range(MOVIES)]
     genres = rng.choice(["Action", "Drama", "Action|Drama", "Horror", "Western"], MOVIES, p=[0.3, 0.3, 0.1, 0.15, 0.15])
     with (folder / "users.csv").open("w") as file:
         file.write("id,occupation,zipcode,age\n")
         for u in users:
-            job = rng.choice(["doctor", "student", "artist"])
+            job = rng.choice(["doctor", "student", "night artist", ""])
             file.write(f"{u},{job},{rng.integers(10000, 99999)},{rng.integers(10, 70)}\n")
     with (folder / "movies.csv").open("w") as file:
         file.write("id,title,year,genres\n")

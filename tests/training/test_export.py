@@ -178,6 +178,18 @@ def test_stored_rows_give_the_models_ratings_in_the_papers_size(exported_paper: 
     check_stored_rows(exported_paper)
 
 
+def test_ratings_are_clipped(exported: Exported) -> None:
+    """The graph's `rating` stays within the scale however far its `head_ratings` are outside."""
+    session = ort.InferenceSession(exported.folder / "model.onnx", providers=["CPUExecutionProvider"])
+    feeds = feeds_of(exported, np.array([0, 0, 0]), np.array([0, 0, 0]))
+    layout = read_manifest(exported.repository, "levi", 1).layout
+    feeds["item_row"][:, layout.width - layout.support - 1] += np.array([-50, 0, 50], np.float32)  # the rating bias
+    heads, rating = session.run(["head_ratings", "rating"], feeds)
+    np.testing.assert_allclose(heads - heads[1], np.repeat([[-50], [0], [50]], 3, axis=1), atol=1e-4)
+    assert rating[[0, 2]].tolist() == [1, 5]
+    assert 1 < rating[1] < 5
+
+
 def test_rows_of_the_catalogue(exported: Exported) -> None:
     """Every entity's stored row is its own half of the model, and untrained ones use the unknown id's embedding."""
     run = exported.run

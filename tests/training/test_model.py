@@ -26,7 +26,7 @@ TINY = Size(
     dropout=0.5,
     id_dropout=0.2,
     unit_views=True,
-    view_dropout=0.2,
+    view_dropout=0.1,
 )
 SIZED = {
     "tiny": TINY,
@@ -194,18 +194,24 @@ def test_first_layers_start_like_one_layer() -> None:
 
 
 def test_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While fitting, units of both tower layers and of the heads are dropped, after their activation; later none is."""
+    """While fitting, parts of ids and views, and activated units of tower and heads, are dropped; later nothing is."""
     model = make_model(make_shape("tiny", "entity"))
     batch = make_batch(model, make_views(model.shape))
     assert torch.equal(model(batch), model(batch))
     model.train()
     assert not torch.equal(model(batch), model(batch))
-    dropped: list[Tensor] = []
-    monkeypatch.setattr(nn.Dropout, "forward", lambda _, x: dropped.append(x) or x)
+    dropped: list[tuple[tuple[int, ...], float]] = []
+
+    def noted(x: Tensor, share: float, training: bool, _: bool = False) -> Tensor:
+        assert training
+        assert share != 0.5 or (x >= 0).all()
+        dropped.append((tuple(x.shape), share))
+        return x
+
+    monkeypatch.setattr(nn.functional, "dropout", noted)
     model(batch)
-    assert [tuple(x.shape) for x in dropped] == [(PAIRS, 6), (PAIRS, 5), (PAIRS, 3 * 4)]
-    assert all((x >= 0).all() for x in dropped)
-    assert model.dropout.p == 0.5
+    of_one = [((PAIRS, 3), 0.2), ((PAIRS, 3, 4), 0.1)]  # an entity's id embedding and its views
+    assert dropped == [*of_one, *of_one, ((PAIRS, 6), 0.5), ((PAIRS, 5), 0.5), ((PAIRS, 3 * 4), 0.5)]
 
 
 def test_loss() -> None:

@@ -251,6 +251,7 @@ def test_a_process_that_is_killed(options: Options, cache: Path, tmp_path: Path)
     """`levi-train fit`, killed by SIGKILL while it writes a file, ends with the same bytes when it is run again."""
     options = with_options(options, epochs=6)
     flags = [f"--{name}={getattr(options, name)}" for name in ("dataset", "data", "backbone", "epochs", "batch")]
+    flags += [f"--learning-rate={options.learning_rate[0]}"]
     killed = subprocess.run(
         [
             sys.executable,

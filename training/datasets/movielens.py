@@ -21,6 +21,9 @@ from training.datasets.files import (
 )
 from training.errors import DataError
 
+LICENCE = "GroupLens, University of Minnesota: research use; no redistribution and no commercial use without permission"
+"""The files' README has the terms in full."""
+
 SHIFT = GenreShift("genres", frozenset({"Action", "Comedy", "Drama", "Romance", "Thriller"}))
 """The genre shift of Roh et al., Sec. 5."""
 
@@ -161,7 +164,7 @@ def load_csv(data: Path) -> Dataset:
     movies = _movies(items, "movieId", split_values(genres, "|"))
     users = pa.table({"id": known_ids(ratings, "userId")})
     values = build_ratings(ratings, columns, (users["id"], movies["id"]), (ratings.path, items.path), HALF_STARS)
-    return Dataset("ml-csv", schema((), HALF_STARS), users, movies, values, SHIFT)
+    return Dataset("ml-csv", schema((), HALF_STARS), users, movies, values, SHIFT, LICENCE)
 
 
 def _require_layout(data: Path, name: str) -> None:
@@ -210,4 +213,4 @@ def _with_users(
     )
     ids, homes = (table["id"], movies["id"]), (users.path, items.path)
     values = build_ratings(ratings, tuple(_RATINGS), ids, homes, STARS)
-    return Dataset(name, schema(USER_ATTRIBUTES, STARS), table, movies, values, SHIFT)
+    return Dataset(name, schema(USER_ATTRIBUTES, STARS), table, movies, values, SHIFT, LICENCE)

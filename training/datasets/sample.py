@@ -114,7 +114,9 @@ def _generate() -> tuple[Dataset, AnyArray]:
     joined = 874_724_710 + 18_000_000 * rng.random(USERS)
     time = joined[user] + 500_000 * rng.random(RATINGS)
     ratings = Ratings(user.astype(np.int32), item.astype(np.int32), value.astype(np.float32), time.astype(np.int64))
-    return Dataset("sample", schema(USER_ATTRIBUTES, STARS), users, movies, ratings, SHIFT), expected
+    return Dataset(
+        "sample", schema(USER_ATTRIBUTES, STARS), users, movies, ratings, SHIFT, "generated; free of terms"
+    ), expected
 
 
 def _users(rng: np.random.Generator) -> tuple[pa.Table, AnyArray]:

@@ -1,5 +1,7 @@
 """Anybody's tables: CSV or Parquet files and a TOML file that names their columns.
 
+licence = "ours, internal use"  # optional: stands in every bundle that is exported from this data
+
 For example:
 
     [user]                          # also [item]
@@ -136,6 +138,7 @@ class _Config(Frozen):
     ratings: _Ratings
     templates: _Templates = _Templates()
     shift: _Shift | None = None
+    licence: str = Dataset.licence
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -194,7 +197,7 @@ def load_tables(data: Path) -> Dataset:
         Scale(config.ratings.min, config.ratings.max),
     )
     shift = GenreShift(**config.shift.model_dump()) if config.shift else None
-    return Dataset(config.name, schema, users, items, values, shift)
+    return Dataset(config.name, schema, users, items, values, shift, config.licence)
 
 
 def _config(path: Path) -> tuple[_Config, Schema]:

@@ -247,3 +247,9 @@ def test_mixed_times(tmp_path: Path) -> None:
 def test_missing_description(tmp_path: Path) -> None:
     """A folder without dataset.toml is refused by that name."""
     refuse(tmp_path, "dataset.toml cannot be read: No such file or directory")
+
+
+def test_licence(tmp_path: Path) -> None:
+    """The terms that the file states are the dataset's; without a word they are not stated."""
+    assert load("tables", write(tmp_path)).licence == "not stated"
+    assert load("tables", write(tmp_path, toml='licence = "ours"\n' + TOML)).licence == "ours"

@@ -11,9 +11,15 @@ WIDTH = 160
 """Columns of the output where no terminal says how many it has."""
 
 
+PLAIN_WIDTH = 140
+"""Columns of a table in a file or pipe, which have no width of their own."""
+
+
 def show(evaluation: Evaluation) -> None:
     """Print all tables and how telling the heads' disagreement is."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
     if not console.is_terminal:
         console.width = WIDTH
     for one in (table(evaluation), slice_table(evaluation), head_table(evaluation)):

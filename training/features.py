@@ -106,30 +106,44 @@ def prepare(
         torch.from_numpy(encode(entity, words, rows)).to(device)
         for entity, words, rows in zip(entities, vocabulary, described, strict=True)
     ]
-    components: list[Tensor | None] = [None, None]
-    pair_components: Tensor | None = None
-    projections: list[dict[str, Tensor]] = []
-    if views == "entity":
-        assert backbone is not None
-        for side in (0, 1):
-            sentences = [entity_sentence(dataset.schema, side, row) for row in described[side]]
-            computed = compute_views(backbone, sentences, cache, device, f"{entities[side].name} views")
-            projections.append(fit_projection(computed, fitted[side], shape))
-            components[side] = project(computed, projections[side], shape, device)
-    elif views == "pair":
-        assert backbone is not None
-        computed = compute_views(backbone, _pair_sentences(dataset, described), cache, device, "pair views")
-        projections.append(fit_projection(computed, train, shape))
-        pair_components = project(computed, projections[0], shape, device)
+    projections, components, pair_components = _view_inputs(
+        dataset, described, fitted, train, backbone, shape, cache, device
+    )
     features = Features(
         user=torch.tensor(dataset.ratings.user, dtype=torch.int64, device=device),
         item=torch.tensor(dataset.ratings.item, dtype=torch.int64, device=device),
         value=torch.tensor(dataset.ratings.value, device=device),
         codes=(codes[0], codes[1]),
-        components=(components[0], components[1]),
+        components=components,
         pair_components=pair_components,
     )
     return Prepared(features, shape, (vocabulary[0], vocabulary[1]), projections)
+
+
+def _view_inputs(
+    dataset: Dataset,
+    described: Sequence[Sequence[Attributes]],
+    fitted: Sequence[Int64Array],
+    train: Int64Array,
+    backbone: Backbone | None,
+    shape: Shape,
+    cache: Path,
+    device: torch.device,
+) -> tuple[list[dict[str, Tensor]], tuple[Tensor | None, Tensor | None], Tensor | None]:
+    """What the heads read: projections, both sides' components (entity views), and the ratings' (pair views)."""
+    if backbone is None:
+        return [], (None, None), None
+    if shape.views == "pair":
+        computed = compute_views(backbone, _pair_sentences(dataset, described), cache, device, "pair views")
+        projection = fit_projection(computed, train, shape)
+        return [projection], (None, None), project(computed, projection, shape, device)
+    projections, components = [], []
+    for side, entity in enumerate(dataset.schema.entities):
+        sentences = [entity_sentence(dataset.schema, side, row) for row in described[side]]
+        computed = compute_views(backbone, sentences, cache, device, f"{entity.name} views")
+        projections.append(fit_projection(computed, fitted[side], shape))
+        components.append(project(computed, projections[side], shape, device))
+    return projections, (components[0], components[1]), None
 
 
 def with_id(table_ids: Sequence[int | str], rows: Sequence[Attributes]) -> list[Attributes]:

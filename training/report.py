@@ -7,10 +7,6 @@ from rich.table import Table
 
 from training.evaluate import Error, Evaluation
 
-WIDTH = 160
-"""Columns of the output where no terminal says how many it has."""
-
-
 PLAIN_WIDTH = 140
 """Columns of a table in a file or pipe, which have no width of their own."""
 
@@ -20,8 +16,6 @@ def show(evaluation: Evaluation) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH)
-    if not console.is_terminal:
-        console.width = WIDTH
     for one in (table(evaluation), slice_table(evaluation), head_table(evaluation)):
         if one.row_count:
             console.print(one)

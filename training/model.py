@@ -162,7 +162,7 @@ class Projection(nn.Module):
         return torch.einsum("bnd,ndk->bnk", views - self.mean, self.rotation)
 
     def support(self, components: Tensor) -> Tensor:
-        """[B, n, k] to [B, 1]: root mean square of the whitened components, 1 on average over the fitted sentences."""
+        """[B, n, k] to [B, 1]: RMS of the whitened components; its own RMS over the fitted ones is 1."""
         return (components / self.deviation).square().mean((1, 2)).sqrt().unsqueeze(1)
 
 

@@ -43,7 +43,7 @@ class Layout(Frozen):
     bias: int = 1
     """Rating bias."""
     support: int
-    """How far this entity's views lie from the fitted ones: RMS of the whitened components, 1 on average."""
+    """How far this entity's views lie from the fitted ones: RMS of the whitened components, about 1."""
 
     @property
     def width(self) -> int:

@@ -37,7 +37,7 @@ CONFIG = "config.pbtxt"
 GOLDEN = 8
 """Golden examples by id; as many have a cold user, a cold item or both."""
 GOLDEN_TOLERANCE = 5e-3
-"""Rounding rows to fp16 moves a rating by up to 2e-3; the rest is left to other processors' arithmetic."""
+"""Rounding rows to fp16 may move a rating by up to 2e-3; the rest is left to other processors' arithmetic."""
 PARITY = 1e-4
 """Largest difference between the graphs and the fitted model, in rating units, both in fp32."""
 

@@ -23,7 +23,15 @@ from levi_serve.store import Given, Store
 
 _NUMBER = re.compile(r"[1-9][0-9]*")
 _TABLE = ("ids.npy", "rows.npy", "trained.npy", "attributes.jsonl", "offsets.npy")
-_FILES = ("model.onnx", "tokenizer.json", "monitor.npz", "golden.jsonl")
+_FILES = (
+    "model.onnx",
+    "tokenizer.json",
+    "monitor.npz",
+    "golden.jsonl",
+    "unknown_rows.npy",
+    "rated.offsets.npy",
+    "rated.items.npy",
+)
 _REPLAYED_AT_ONCE = 32
 
 
@@ -88,7 +96,7 @@ def load(repository: Path, name: str, version: int, device: Device, threads: int
         views = PairViews(manifest, store, tokenizer)
     predictor = Predictor(manifest.schema_, store, views, graph, encoder, reference)
     golden = folder / "golden.jsonl"
-    examples = read_golden(golden)
+    examples = read_golden(golden, manifest.layout.width)
     worst = replay(golden, examples, predictor, tokenizer, manifest.golden_tolerance)
     return Version(manifest, predictor, tuple(map(_given_pair, examples)), worst)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 
-from levi_serve.app import build_app, load_version
+from levi_serve.app import bring_up, build_app
 from levi_serve.bundle.commands import Command, run
-from levi_serve.live import Live
+from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.server import Server
 from levi_serve.settings import ModelSettings, ServeSettings
@@ -25,7 +26,7 @@ class Serve(ServeSettings):
         metrics = Metrics()
         live = Live(metrics)
         app = build_app(self, live, metrics)
-        Server(app, live, self.drain_s, self.shutdown_s).listen(self.host, self.port)
+        Server(app, live, metrics, self.timeout_ms / 1000, self.drain_s, self.shutdown_s).listen(self.host, self.port)
 
 
 class Validate(ModelSettings):
@@ -33,16 +34,22 @@ class Validate(ModelSettings):
 
     def __call__(self) -> None:
         """Print what was found."""
-        version = load_version(self)
-        manifest = version.manifest
+        service = asyncio.run(_proven(self))
+        version, manifest = service.version, service.version.manifest
         schema = manifest.schema_
         print(f"model      {manifest.name}/{manifest.version}, {manifest.views} views, {manifest.layers} heads")
         print(f"entities   {schema.user.name}, {schema.item.name}; ratings {schema.rating_min:g}–{schema.rating_max:g}")
         print(f"files      {len(manifest.files)}, every checksum as in the manifest")
         print(
-            f"golden     {len(version.examples)} examples reproduced; "
-            f"largest difference {version.worst:.1e} of {manifest.golden_tolerance:g} allowed"
+            f"golden     {len(version.golden)} examples reproduced; "
+            f"largest difference {service.golden_difference:.1e} of {manifest.golden_tolerance:g} allowed"
         )
+
+
+async def _proven(settings: ModelSettings) -> Service:
+    service = await bring_up(Serve(_cli_parse_args=False, **settings.model_dump()), Metrics())
+    await service.engine.close()
+    return service
 
 
 def main() -> int:

@@ -51,15 +51,18 @@ class Metrics:
         """Count one problem by its kind."""
         self._errors.labels(name).inc()
 
-    def observe_batches(self, lane: str) -> Callable[[int, float], None]:
-        """What a batcher calls with the size and the duration [s] of each run."""
+    def observe_batches(self, lane: str) -> Callable[[int, float, float], None]:
+        """What a batcher calls with the size, the duration [s] and the oldest item's wait [s] of each run."""
         sizes, runs = self._sizes.labels(lane), self._runs.labels(lane)
 
-        def observe(size: int, seconds: float) -> None:
+        def observe(size: int, seconds: float, waited: float) -> None:
             sizes.observe(size)
             runs.observe(seconds)
 
         return observe
+
+    def degraded(self, side: int) -> None:
+        """Count an entity that was rated as an unknown one, since its row could not be had; side 0 is the user."""
 
     def watch_queue(self, lane: str, depth: Callable[[], int]) -> None:
         """Read a queue's depth whenever the metrics are read."""

@@ -29,7 +29,7 @@ class Observer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start = time.perf_counter()
+        start = scope["levi.start"] = time.perf_counter()
         status = "unanswered"
 
         async def watched(message: Message) -> None:

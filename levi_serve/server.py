@@ -6,13 +6,16 @@ import asyncio
 import logging
 import socket
 import time
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from levi_serve.bundle.commands import RunError
+from levi_serve.lane import Lane
 from levi_serve.live import Live
+from levi_serve.metrics import Metrics
 
 log = logging.getLogger("levi")
 
@@ -26,13 +29,17 @@ class Server(uvicorn.Server):
     listening, answers what is in flight, and exits 0. A second signal ends the waiting.
     """
 
-    def __init__(self, app: FastAPI, live: Live, drain_s: float, shutdown_s: int) -> None:
-        """Requests are accepted for `drain_s` after the signal; those in flight then get `shutdown_s`."""
+    def __init__(
+        self, app: FastAPI, live: Live, metrics: Metrics, timeout_s: float, drain_s: float, shutdown_s: int
+    ) -> None:
+        """Requests are accepted for `drain_s` after the signal; those in flight then get `shutdown_s`. A request gets
+        `timeout_s` unless it says otherwise.
+        """
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http="httptools",
+                http=partial(Lane, live=live, metrics=metrics, timeout_s=timeout_s),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="on",
                 log_config=None,

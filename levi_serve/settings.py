@@ -36,6 +36,10 @@ class ServeSettings(ModelSettings):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; `0.0.0.0` for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
     max_batch: PositiveInt = Field(32, description="Pairs in one run of the model, at most.")
+    max_tokens: PositiveInt = Field(
+        4096,
+        description="Tokens in one run of the backbone over pairs' sentences (pair views), padding included, at most.",
+    )
     encode_batch: PositiveInt = Field(
         8,
         description="New entities in one run of the backbone (entity views), at most. On a CPU more are not faster and "
@@ -43,6 +47,11 @@ class ServeSettings(ModelSettings):
     )
     max_queue: PositiveInt = Field(
         2000, description="Pairs that may wait for a run; more are refused with 429 and Retry-After."
+    )
+    timeout_ms: PositiveInt = Field(
+        2000,
+        le=999_999_999,
+        description="Milliseconds that a request gets which does not say X-Request-Timeout-Ms; after that it is a 504.",
     )
     max_pairs: PositiveInt = Field(1000, description="Pairs in one POST, at most.")
     max_body_bytes: PositiveInt = Field(1 << 20, description="Size of a request body, at most.")

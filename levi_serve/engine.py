@@ -124,7 +124,7 @@ class Engine(ABC):
     ) -> list[bytes | Exception]:
         """One per pair. `trained` and `state` [B] are the user's and the item's."""
         degraded = state[0].any() or state[1].any()
-        answers: list[Any] = self._wire.answers(list(map(_given, pairs)), scores, trained, state if degraded else None)
+        answers: list[Any] = self._wire.answers(pairs, scores, trained, state if degraded else None)
         if not scores.usable.all():
             for i in np.flatnonzero(~scores.usable).tolist():
                 answers[i] = ModelOutputError()

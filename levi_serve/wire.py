@@ -27,9 +27,9 @@ from typing_extensions import TypedDict
 
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.rows import Id
-from levi_serve.bundle.schema import Attribute, Entity
+from levi_serve.bundle.schema import Attribute, Attributes, Entity
 from levi_serve.errors import Complaint, InvalidRequestError, UnknownIdError
-from levi_serve.predictor import GivenPair, Scores
+from levi_serve.predictor import Encoded, GivenPair, Pair, Scores
 from levi_serve.problems import ProblemError
 from levi_serve.store import BoolArray, Int8Array, State
 
@@ -124,7 +124,7 @@ class Wire:
 
     def answers(
         self,
-        pairs: Sequence[GivenPair],
+        pairs: Sequence[Pair],
         scores: Scores,
         trained: tuple[BoolArray, BoolArray],
         state: tuple[Int8Array, Int8Array] | None,
@@ -158,7 +158,7 @@ class Wire:
             for record, degraded in zip(records, missing, strict=True):
                 if degraded:
                     record["degraded"] = degraded
-        return list(map(orjson.dumps, records))
+        return [orjson.dumps(record, _given, orjson.OPT_PASSTHROUGH_DATACLASS) for record in records]
 
     def _names_where(self, user: BoolArray, item: BoolArray) -> list[list[str]]:
         """The names of those sides of each pair for which it is true."""
@@ -359,6 +359,11 @@ def _express_request(entities: Sequence[Entity]) -> bytes:
     headers = rf"(?:(?!(?:{handled}):)[!#$%&'*+.^_`|~0-9a-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*"
     timeout = rf"(?:{TIMEOUT}: ?([0-9]{{1,9}})\r\n)?"
     return rf"(?-i:GET /predict\?{query} HTTP/1\.1)\r\n{headers}{timeout}{headers}\r\n".encode()
+
+
+def _given(entity: Encoded) -> Attributes:
+    """How a new entity stands in an answer."""
+    return entity.given
 
 
 def _parameters(query: bytes) -> dict[str, list[str]]:

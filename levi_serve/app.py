@@ -13,9 +13,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from levi_serve.backends.onnx import DeviceError
+from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.manifest import BundleError
 from levi_serve.cores import usable_cores
 from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
+from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.observer import Observer
@@ -34,14 +36,18 @@ API_VERSION = "1"
 """Of the HTTP interface, not of the program or the model."""
 
 
-def build_app(settings: ServeSettings, live: Live, metrics: Metrics) -> FastAPI:
+def build_app(settings: ServeSettings, live: Live, metrics: Metrics, replaces: bool = False) -> FastAPI:
     """The application. It starts at once and loads its model meanwhile; one that cannot be used leaves it up, not
-    ready, and able to say why.
+    ready, and able to say why. One that `replaces` another while others serve starts when it is ready, or not at all.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(settings, live, metrics))
+        if replaces:
+            await loading
+            if live.service is None:
+                live.give_up(RunError(live.reason))
         yield
         loading.cancel()
         with suppress(asyncio.CancelledError):
@@ -59,9 +65,11 @@ def build_app(settings: ServeSettings, live: Live, metrics: Metrics) -> FastAPI:
     )
     router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
     app.include_router(router)
-    app.add_middleware(Observer, live=live, metrics=metrics)
+    if settings.token:
+        app.add_middleware(Guard, token=Token(settings.token.get_secret_value()), count=metrics.problem)
+    app.add_middleware(Observer, live=live, metrics=metrics, access_log=settings.access_log)
     handle_problems(app, methods_by_path(router), metrics.problem)
-    app.openapi = lambda: _openapi(app, live)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, live, settings.token is not None)  # type: ignore[method-assign]
     return app
 
 
@@ -74,7 +82,7 @@ async def bring_up(settings: ServeSettings, metrics: Metrics) -> Service:
 
     """
     number = newest(settings.model_repo, settings.model) if settings.version == "latest" else settings.version
-    threads = settings.threads or usable_cores()
+    threads = settings.threads or max(1, usable_cores() // settings.workers)
     version = await asyncio.to_thread(load, settings.model_repo, settings.model, number, settings.device, threads)
     wire = Wire(version.manifest, version.examples[0], settings.max_pairs)
     engine = _engine(version, wire, settings, metrics)
@@ -113,10 +121,12 @@ async def _load(settings: ServeSettings, live: Live, metrics: Metrics) -> None:
         log.info("ready: %s/%d, loaded in %.1f s", manifest.name, manifest.version, took)
 
 
-def _openapi(app: FastAPI, live: Live) -> dict[str, Any]:
+def _openapi(app: FastAPI, live: Live, guarded: bool) -> dict[str, Any]:
     """The document for the schema of the model in service; built anew, since the model may change."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     document["components"]["schemas"].update(problem_schemas())
     if live.service:
         live.service.wire.describe(document)
+    if guarded:
+        describe_guard(document)
     return document

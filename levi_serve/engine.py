@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from levi_serve.batcher import Batcher, Job, Queue
+from levi_serve.bundle import BoolArray, Int8Array
 from levi_serve.bundle.rows import HalfArray
 from levi_serve.encoder import Encoder, NewEntity
 from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError
@@ -37,7 +38,7 @@ from levi_serve.predictor import (
     merged,
 )
 from levi_serve.queues import Lengths, Turns
-from levi_serve.store import BoolArray, Given, Int8Array, Side, State, Store
+from levi_serve.store import Given, Side, State, Store
 from levi_serve.wire import Wire
 
 T = TypeVar("T")

@@ -25,13 +25,14 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 from typing_extensions import TypedDict
 
+from levi_serve.bundle import BoolArray, Int8Array
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.rows import Id
 from levi_serve.bundle.schema import Attribute, Attributes, Entity
 from levi_serve.errors import Complaint, InvalidRequestError, UnknownIdError
 from levi_serve.predictor import Encoded, GivenPair, Pair, Scores
 from levi_serve.problems import ProblemError
-from levi_serve.store import BoolArray, Int8Array, State
+from levi_serve.store import State
 
 TIMEOUT = "x-request-timeout-ms"
 """The header that says how long a caller waits, in milliseconds."""

@@ -40,6 +40,11 @@ class Metrics:
             registry=self._registry,
         )
         self._queue = Gauge("levi_queue_depth", "Items that wait for a model run.", ["lane"], registry=self._registry)
+        self._left_out = Counter(
+            "levi_items_left_out",
+            "Items that were not recommended, since the model gave no finite number for them.",
+            registry=self._registry,
+        )
         self._ready = Gauge("levi_ready", "1 while a model is in service.", registry=self._registry)
         self._model = Info("levi_model", "The model in service.", registry=self._registry)
 
@@ -63,6 +68,10 @@ class Metrics:
 
     def degraded(self, side: int) -> None:
         """Count an entity that was rated as an unknown one, since its row could not be had; side 0 is the user."""
+
+    def left_out(self, items: int) -> None:
+        """Count items that were not recommended, since the model gave no finite number for them."""
+        self._left_out.inc(items)
 
     def watch_queue(self, lane: str, depth: Callable[[], int]) -> None:
         """Read a queue's depth whenever the metrics are read."""

@@ -77,6 +77,11 @@ class Table:
         found = (at < len(self.ids)) & (self.ids[np.minimum(at, len(self.ids) - 1)] == wanted)
         return np.where(found, at, -1)
 
+    def id(self, row: int) -> Id:
+        """The id of one entity of the catalogue."""
+        key = self.ids[row].item()
+        return key.decode() if isinstance(key, bytes) else key
+
     def attributes(self, row: int) -> Attributes:
         """The attributes of one entity of the catalogue."""
         line = self._attributes[self._offsets[row] : self._offsets[row + 1]].tobytes()

@@ -145,7 +145,7 @@ class Engine(ABC):
     ) -> list[bytes | Exception]:
         """One per pair. `trained` and `state` [B] are the user's and the item's."""
         degraded = state[0].any() or state[1].any()
-        answers: list[Any] = self._wire.answers(list(map(_given, pairs)), scores, trained, state if degraded else None)
+        answers: list[Any] = self._wire.answers(pairs, scores, trained, state if degraded else None)
         if not scores.usable.all():
             for i in np.flatnonzero(~scores.usable).tolist():
                 answers[i] = ModelOutputError()
@@ -252,7 +252,7 @@ class EntityEngine(Engine):
         side, _ = await self._look_up([known], [])
         if error := self._missing([known], side.state.tolist()):
             raise error
-        ask = _Ask(user, side, k, exclude, deadline)
+        ask = _Ask(known, side, k, exclude, deadline)
         try:
             (answers,) = await self._recommend.submit([ask], deadline)
         finally:
@@ -270,7 +270,7 @@ class EntityEngine(Engine):
         numbers = best.numbers.tolist()
         trained = side.trained.repeat(len(numbers)), items.trained[best.numbers]
         state = side.state.repeat(len(numbers)), np.zeros(len(numbers), np.int8)
-        pairs = [GivenPair(ask.user, items.id(number)) for number in numbers]
+        pairs = [Pair(ask.user, items.id(number)) for number in numbers]
         answers = self._wire.answers(pairs, best.scores, trained, state if side.state.any() else None)
         return [with_attributes(a, items.attributes(n)) for a, n in zip(answers, numbers, strict=True)]
 
@@ -279,9 +279,9 @@ class EntityEngine(Engine):
 class _Ask:
     """A wish for recommendations, and whether it still is one."""
 
-    user: Given
+    user: Known
     side: Side
-    """The user, looked up."""
+    """The same, looked up."""
     k: int
     exclude: AnyArray
     deadline: float

@@ -79,10 +79,15 @@ class Predictor:
         """One graph run."""
         heads, ratings = self._graph.run(feeds)
         spreads = spread(heads)
-        usable = np.isfinite(spreads) & np.isfinite(ratings)
-        return Scores(
-            _shown(ratings), _shown(heads), _shown(spreads), _shown(quantile(self._reference, spreads)), usable
-        )
+        n = heads.shape[1]
+        shown = np.empty(
+            (len(heads), n + 3)
+        )  # one array: rounding four would cost more than the small batch's model run
+        shown[:, :n], shown[:, n], shown[:, n + 1] = heads, ratings, spreads
+        shown[:, n + 2] = quantile(self._reference, spreads)
+        usable: BoolArray = np.asarray(np.isfinite(shown).all(axis=1))
+        shown.round(DECIMALS, out=shown)
+        return Scores(shown[:, n], shown[:, :n], shown[:, n + 1], shown[:, n + 2], usable)
 
 
 def entity_tensors(manifest: Manifest) -> list[Tensor]:
@@ -180,10 +185,6 @@ def merged(side: Side, entities: Sequence[Known]) -> Side:
 def ids_of(entities: Sequence[Known]) -> list[Id]:
     """Those that must be looked up."""
     return [entity for entity in entities if not isinstance(entity, Encoded)]
-
-
-def _shown(values: AnyArray) -> DoubleArray:
-    return values.astype(np.float64).round(DECIMALS)
 
 
 def with_id(given: Given, attributes: Attributes) -> Attributes:

@@ -13,9 +13,9 @@ from pydantic import Field, TypeAdapter
 
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.rows import Id
-from levi_serve.bundle.schema import Entity
+from levi_serve.bundle.schema import Attributes, Entity
 from levi_serve.errors import Complaint, InvalidRequestError, UnknownIdError
-from levi_serve.predictor import GivenPair, Scores
+from levi_serve.predictor import Encoded, GivenPair, Pair, Scores
 from levi_serve.problems import ProblemError
 from levi_serve.shapes import (
     SHOWN,
@@ -94,7 +94,7 @@ class Wire:
 
     def answers(
         self,
-        pairs: Sequence[GivenPair],
+        pairs: Sequence[Pair],
         scores: Scores,
         trained: tuple[BoolArray, BoolArray],
         state: tuple[Int8Array, Int8Array] | None,
@@ -128,7 +128,7 @@ class Wire:
             for record, degraded in zip(records, missing, strict=True):
                 if degraded:
                     record["degraded"] = degraded
-        return list(map(orjson.dumps, records))
+        return [orjson.dumps(record, _given, orjson.OPT_PASSTHROUGH_DATACLASS) for record in records]
 
     def _names_where(self, user: BoolArray, item: BoolArray) -> list[list[str]]:
         """The names of those sides of each pair for which it is true."""
@@ -205,3 +205,8 @@ def _express_request(entities: Sequence[Entity]) -> bytes:
     headers = rf"(?:(?!(?:{handled}):)[!#$%&'*+.^_`|~0-9a-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*"
     timeout = rf"(?:{TIMEOUT}: ?([0-9]{{1,9}})\r\n)?"
     return rf"(?-i:GET /predict\?{query} HTTP/1\.1)\r\n{headers}{timeout}{headers}\r\n".encode()
+
+
+def _given(entity: Encoded) -> Attributes:
+    """How a new entity stands in an answer."""
+    return entity.given

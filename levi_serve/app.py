@@ -21,14 +21,17 @@ from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.observer import Observer
-from levi_serve.predictor import PairReader
+from levi_serve.predictor import PairReader, entity_feeds
 from levi_serve.problems import handle_problems, problem_schemas
 from levi_serve.proof import prove
+from levi_serve.recommend import Recommender
 from levi_serve.routes import build_router, methods_by_path
+from levi_serve.routes_recommend import build_recommend_router
 from levi_serve.settings import ServeSettings
 from levi_serve.store import TableStore
 from levi_serve.versions import Version, load, newest
 from levi_serve.wire import Wire
+from levi_serve.wire_recommend import RecommendWire
 
 log = logging.getLogger("levi")
 
@@ -64,6 +67,7 @@ def build_app(settings: ServeSettings, live: Live, metrics: Metrics, replaces: b
         swagger_ui_oauth2_redirect_url=None,
     )
     router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
+    router.include_router(build_recommend_router(live, settings.max_body_bytes, settings.timeout_ms / 1000))
     app.include_router(router)
     if settings.token:
         app.add_middleware(Guard, token=Token(settings.token.get_secret_value()), count=metrics.problem)
@@ -85,9 +89,10 @@ async def bring_up(settings: ServeSettings, metrics: Metrics) -> Service:
     threads = settings.threads or max(1, usable_cores() // settings.workers)
     version = await asyncio.to_thread(load, settings.model_repo, settings.model, number, settings.device, threads)
     wire = Wire(version.manifest, version.examples[0], settings.max_pairs)
+    lists = RecommendWire(version.manifest, version.examples[0], settings.max_k, settings.max_pairs)
     engine = _engine(version, wire, settings, metrics)
     try:
-        return Service(version, engine, wire, await prove(version, engine))
+        return Service(version, engine, wire, lists, await prove(version, engine))
     except BaseException:
         await engine.close()
         raise
@@ -97,7 +102,11 @@ def _engine(version: Version, wire: Wire, settings: ServeSettings, metrics: Metr
     limits = Limits(settings.max_batch, settings.max_tokens, settings.encode_batch, settings.max_queue)
     store = TableStore(*version.tables)
     if version.encoder is not None:
-        return EntityEngine(store, wire, limits, metrics, version.predictor, version.encoder)
+        users, items = version.tables
+        recommender = Recommender(
+            lambda user, item: version.predictor.score(entity_feeds(user, item)), items, users, version.rated
+        )
+        return EntityEngine(store, wire, limits, metrics, version.predictor, version.encoder, recommender)
     reader = PairReader(version.manifest, version.tokenizer)
     return PairEngine(store, wire, limits, metrics, version.predictor, reader, version.unknown)
 
@@ -127,6 +136,7 @@ def _openapi(app: FastAPI, live: Live, guarded: bool) -> dict[str, Any]:
     document["components"]["schemas"].update(problem_schemas())
     if live.service:
         live.service.wire.describe(document)
+        live.service.lists.describe(document)
     if guarded:
         describe_guard(document)
     return document

@@ -112,6 +112,11 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self._left_out = Counter(
+            "levi_items_left_out",
+            "Items that were not recommended, since the model gave no finite number for them.",
+            registry=registry,
+        )
         for counter, labels in (
             (self._shed, get_args(Shed)),
             (self._lookups, get_args(Tier)),
@@ -177,6 +182,10 @@ class Metrics:
     def breaker(self, is_open: bool) -> None:
         """Whether Redis is left alone for a while."""
         self._breaker.set(is_open)
+
+    def left_out(self, items: int) -> None:
+        """Count items that were not recommended, since the model gave no finite number for them."""
+        self._left_out.inc(items)
 
     def serving(self, model: str, version: int, views: str) -> None:
         """A model has come into service."""

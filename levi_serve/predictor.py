@@ -98,7 +98,7 @@ def entity_tensors(manifest: Manifest) -> list[Tensor]:
 def entity_feeds(users: HalfArray, items: HalfArray) -> dict[str, AnyArray]:
     """Rows [B, W] of both sides."""
     user_row, item_row = JOIN
-    return {user_row: users.astype(np.float32), item_row: items.astype(np.float32)}
+    return {user_row: users.astype(np.float32, copy=False), item_row: items.astype(np.float32, copy=False)}
 
 
 class PairText(NamedTuple):

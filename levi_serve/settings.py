@@ -88,6 +88,7 @@ class ServeSettings(ModelSettings):
         description="Milliseconds that a request gets which does not say X-Request-Timeout-Ms; after that it is a 504.",
     )
     max_pairs: PositiveInt = Field(1000, description="Pairs in one POST, at most.")
+    max_k: PositiveInt = Field(1000, description="Recommendations in one answer, at most.")
     max_body_bytes: PositiveInt = Field(1 << 20, description="Size of a request body, at most.")
     cache_mib: NonNegativeInt = Field(
         64,

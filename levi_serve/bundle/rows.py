@@ -88,6 +88,11 @@ class Table:
             at[~found] = -1
         return at
 
+    def id(self, row: int) -> Id:
+        """The id of one entity of the catalogue."""
+        key = self.ids[row].item()
+        return key.decode() if isinstance(key, bytes) else key
+
     def attributes(self, row: int) -> Attributes:
         """The attributes of one entity of the catalogue."""
         return read_attributes(self.attributes_json(row))

@@ -74,6 +74,7 @@ class Engine(ABC):
         self._metrics = metrics
         self._threads: list[ThreadPoolExecutor] = []
         self._lanes: list[Batcher[Any, Any]] = []
+        """In the order in which a request passes them, so that closing one after the other answers all of it."""
 
     @abstractmethod
     async def predict(self, pairs: Sequence[GivenPair], deadline: float = math.inf) -> list[bytes]:
@@ -107,7 +108,14 @@ class Engine(ABC):
         """`work` in a thread of its own."""
         thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._threads.append(thread)
-        return lambda items: asyncio.get_running_loop().run_in_executor(thread, work, items)
+
+        def whole(items: Any) -> T:
+            try:
+                return work(items)
+            except StopIteration as error:  # a future cannot carry it: its callers would wait for ever
+                raise RuntimeError("the run ended early") from error
+
+        return lambda items: asyncio.get_running_loop().run_in_executor(thread, whole, items)
 
     async def _look_up(self, pairs: Sequence[Pair]) -> tuple[Side, Side]:
         users, items = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -128,9 +136,6 @@ class Engine(ABC):
         if not scores.usable.all():
             for i in np.flatnonzero(~scores.usable).tolist():
                 answers[i] = ModelOutputError()
-        if degraded:
-            for i, pair in enumerate(pairs):
-                answers[i] = self._missing(pair, (state[0][i], state[1][i])) or answers[i]
         return answers
 
     def _missing(self, pair: Pair, states: tuple[int, int]) -> ServeError | None:
@@ -155,9 +160,9 @@ class EntityEngine(Engine):
         """One version's parts."""
         super().__init__(store, wire, limits, metrics)
         self._predictor = predictor
-        self._score: Batcher[Pair, bytes] = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
         encode = self._threaded("encode", encoder.rows)
         self._encode: Batcher[NewEntity, HalfArray] = self._lane("encode", encode, Turns(limits.encode_batch))
+        self._score: Batcher[Pair, bytes] = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
 
     def put(self, pair: Pair, deadline: float, reply: Callable[[list[bytes] | Exception], None]) -> Job[Pair, bytes]:
         """`predict` for one pair of ids, without a task or a future; `reply` is called later with the answer.
@@ -197,7 +202,10 @@ class EntityEngine(Engine):
     async def _run(self, pairs: Sequence[Pair]) -> list[bytes | Exception]:
         users, items = await self._look_up(pairs)
         scores = self._predictor.score(entity_feeds(users.rows, items.rows))
-        return self._answers(pairs, scores, (users.trained, items.trained), (users.state, items.state))
+        answers = self._answers(pairs, scores, (users.trained, items.trained), (users.state, items.state))
+        for i in np.flatnonzero(users.state | items.state).tolist():
+            answers[i] = self._missing(pairs[i], (users.state[i], items.state[i])) or answers[i]
+        return answers
 
 
 class _Read(NamedTuple):

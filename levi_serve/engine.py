@@ -84,6 +84,7 @@ class Engine(ABC):
         self._count_lookups = metrics.count_lookups()
         self._threads: list[ThreadPoolExecutor] = []
         self._lanes: list[Batcher[Any, Any]] = []
+        """In the order in which a request passes them, so that closing one after the other answers all of it."""
 
     @abstractmethod
     async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
@@ -141,7 +142,14 @@ class Engine(ABC):
         """`work` in a thread of its own."""
         thread = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=lower_priority)
         self._threads.append(thread)
-        return lambda items: asyncio.get_running_loop().run_in_executor(thread, work, items)
+
+        def whole(items: Any) -> T:
+            try:
+                return work(items)
+            except StopIteration as error:  # a future cannot carry it: its callers would wait for ever
+                raise RuntimeError("the run ended early") from error
+
+        return lambda items: asyncio.get_running_loop().run_in_executor(thread, whole, items)
 
     async def _look_up(self, users: Sequence[Known], items: Sequence[Known]) -> tuple[Side, Side]:
         ids = ids_of(users), ids_of(items)
@@ -162,9 +170,6 @@ class Engine(ABC):
         if not scores.usable.all():
             for i in np.flatnonzero(~scores.usable).tolist():
                 answers[i] = ModelOutputError()
-        if degraded:
-            for i, pair in enumerate(pairs):
-                answers[i] = self._missing(pair, (state[0][i], state[1][i])) or answers[i]
         return answers
 
     def _missing(self, pair: Sequence[Known], states: Sequence[int]) -> ServeError | None:
@@ -196,12 +201,12 @@ class EntityEngine(Engine):
         """One version's parts; without a table of items nothing can be recommended."""
         super().__init__(store, wire, limits, metrics)
         self._predictor = predictor
-        self._score: Batcher[Pair, bytes] = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
         encode = self._threaded("encode", encoder.rows)
         self._encode: Batcher[NewEntity, HalfArray] = self._lane("encode", encode, Turns(limits.encode_batch))
         self._recommender = recommender
         best = self._threaded("recommend", self._best)
         self._recommend: Batcher[_Ask, list[bytes]] = self._lane("recommend", best, Turns(1), max_queue=_MAX_ASKS)
+        self._score: Batcher[Pair, bytes] = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
 
     def put(self, pair: Pair, deadline: float, reply: Callable[[list[bytes] | Exception], None]) -> Job[Pair, bytes]:
         """`predict` for one pair of ids, without a task or a future; `reply` is called later with the answer.
@@ -246,7 +251,10 @@ class EntityEngine(Engine):
     async def _run(self, pairs: Sequence[Pair]) -> list[bytes | Exception]:
         users, items = await self._look_up([pair[0] for pair in pairs], [pair[1] for pair in pairs])
         scores = self._predictor.score(entity_feeds(users.rows, items.rows))
-        return self._answers(pairs, scores, (users.trained, items.trained), (users.state, items.state))
+        answers = self._answers(pairs, scores, (users.trained, items.trained), (users.state, items.state))
+        for i in np.flatnonzero(users.state | items.state).tolist():
+            answers[i] = self._missing(pairs[i], (users.state[i], items.state[i])) or answers[i]
+        return answers
 
     async def recommend(self, user: Given, k: int, exclude_rated: bool, deadline: float = math.inf) -> list[bytes]:
         """One pass through the catalogue, in the thread of its lane."""

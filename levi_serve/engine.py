@@ -21,8 +21,9 @@ import numpy as np
 import orjson
 
 from levi_serve.batcher import Batcher, Job, Queue
-from levi_serve.bundle import AnyArray
+from levi_serve.bundle import AnyArray, BoolArray, Int8Array
 from levi_serve.bundle.rows import HalfArray
+from levi_serve.cores import lower_priority
 from levi_serve.encoder import Encoder, NewEntity
 from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError, UnsupportedError
 from levi_serve.metrics import Metrics
@@ -41,7 +42,7 @@ from levi_serve.predictor import (
 )
 from levi_serve.queues import Lengths, Turns
 from levi_serve.recommend import Recommender, ranked
-from levi_serve.store import BoolArray, Given, Int8Array, Side, State, Store
+from levi_serve.store import Given, Side, State, Store
 from levi_serve.wire import Wire
 from levi_serve.wire_recommend import with_attributes
 
@@ -50,6 +51,8 @@ T = TypeVar("T")
 _PERMITS = 4
 """Batches of entity views in flight; all but one wait for rows from elsewhere."""
 _READ_BATCH = 64
+_MAX_ASKS = 64
+"""Recommendations that wait: each is a pass through the whole catalogue."""
 _NOTHING = np.empty(0, np.int64)
 
 
@@ -65,7 +68,7 @@ class Limits:
     """New entities in one run of the backbone (entity views)."""
     max_queue: int
     """Items that wait in one lane."""
-    on_missing: Literal["unknown", "error"] = "unknown"
+    on_missing: Literal["degrade", "error"] = "degrade"
     """What becomes of an entity whose row is elsewhere and cannot be had: the unknown entity's row, or an error."""
 
 
@@ -78,11 +81,12 @@ class Engine(ABC):
         self._wire = wire
         self._limits = limits
         self._metrics = metrics
+        self._count_lookups = metrics.count_lookups()
         self._threads: list[ThreadPoolExecutor] = []
         self._lanes: list[Batcher[Any, Any]] = []
 
     @abstractmethod
-    async def predict(self, pairs: Sequence[GivenPair], deadline: float = math.inf) -> list[bytes]:
+    async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
         """Answers in order, each a JSON object.
 
         Raises:
@@ -118,22 +122,31 @@ class Engine(ABC):
             threads.shutdown()
         await self._store.close()
 
-    def _lane(self, name: str, run: Callable[[Sequence[Any]], Any], queue: Queue[Any, Any], permits: int = 1) -> Any:
+    def _lane(
+        self,
+        name: str,
+        run: Callable[[Sequence[Any]], Any],
+        queue: Queue[Any, Any],
+        permits: int = 1,
+        max_queue: int | None = None,
+    ) -> Any:
         """A batcher whose queue and runs are in the metrics."""
-        lane = Batcher[Any, Any](run, queue, self._limits.max_queue, self._metrics.observe_batches(name), permits)
+        observe = self._metrics.observe_batches(name)
+        lane = Batcher[Any, Any](run, queue, max_queue or self._limits.max_queue, observe, permits)
         self._metrics.watch_queue(name, lambda: lane.waiting)
         self._lanes.append(lane)
         return lane
 
     def _threaded(self, name: str, work: Callable[[Any], T]) -> Callable[[Any], asyncio.Future[T]]:
         """`work` in a thread of its own."""
-        thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        thread = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=lower_priority)
         self._threads.append(thread)
         return lambda items: asyncio.get_running_loop().run_in_executor(thread, work, items)
 
     async def _look_up(self, users: Sequence[Known], items: Sequence[Known]) -> tuple[Side, Side]:
         ids = ids_of(users), ids_of(items)
         sides = self._store.at_hand(*ids) or await self._store.fetch(*ids)
+        self._count_lookups(self._store.counts)
         return merged(sides[0], users), merged(sides[1], items)
 
     def _answers(
@@ -188,7 +201,7 @@ class EntityEngine(Engine):
         self._encode: Batcher[NewEntity, HalfArray] = self._lane("encode", encode, Turns(limits.encode_batch))
         self._recommender = recommender
         best = self._threaded("recommend", self._best)
-        self._recommend: Batcher[_Ask, list[bytes]] = self._lane("recommend", best, Turns(1))
+        self._recommend: Batcher[_Ask, list[bytes]] = self._lane("recommend", best, Turns(1), max_queue=_MAX_ASKS)
 
     def put(self, pair: Pair, deadline: float, reply: Callable[[list[bytes] | Exception], None]) -> Job[Pair, bytes]:
         """`predict` for one pair of ids, without a task or a future; `reply` is called later with the answer.
@@ -199,11 +212,11 @@ class EntityEngine(Engine):
         """
         return self._score.put((pair,), deadline, reply)
 
-    async def predict(self, pairs: Sequence[GivenPair], deadline: float = math.inf) -> list[bytes]:
+    async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
         """New entities first, then all at once."""
         return await self._score.submit(await self._with_rows(pairs, deadline), deadline)
 
-    async def _with_rows(self, pairs: Sequence[GivenPair], deadline: float) -> list[Pair]:
+    async def _with_rows(self, pairs: Sequence[GivenPair | Pair], deadline: float) -> list[Pair]:
         """Each different new entity is encoded once, unless its row is remembered."""
         new = {
             _key(side, given): NewEntity(side, given)
@@ -212,10 +225,10 @@ class EntityEngine(Engine):
             if isinstance(given, Mapping)
         }
         if not new:
-            return [Pair(*pair) for pair in pairs]  # type: ignore[arg-type] # ids only
+            return [Pair(*pair) for pair in pairs]  # nothing new
         rows = await self._rows(new, deadline)
 
-        def known(side: int, given: Given) -> Known:
+        def known(side: int, given: Given | Encoded) -> Known:
             return Encoded(given, rows[_key(side, given)]) if isinstance(given, Mapping) else given
 
         return [Pair(known(0, pair.user), known(1, pair.item)) for pair in pairs]
@@ -324,7 +337,7 @@ class PairEngine(Engine):
         )
         self._score: Batcher[_Read, bytes] = self._lane("score", self._threaded("score", self._run), line)
 
-    async def predict(self, pairs: Sequence[GivenPair], deadline: float = math.inf) -> list[bytes]:
+    async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
         """Through both lanes."""
         known = [Pair(self._known(0, pair.user), self._known(1, pair.item)) for pair in pairs]
         return await self._score.submit(await self._read.submit(known, deadline), deadline)
@@ -336,7 +349,7 @@ class PairEngine(Engine):
             "name the candidates in POST /rank, or export a model with entity views"
         )
 
-    def _known(self, side: int, given: Given) -> Known:
+    def _known(self, side: int, given: Given | Encoded) -> Known:
         return Encoded(given, self._unknown[side]) if isinstance(given, Mapping) else given
 
     async def _look_up_and_read(self, pairs: Sequence[Pair]) -> Sequence[_Read | Exception]:

@@ -38,7 +38,7 @@ class Recommender:
     """Goes through the items of one version. A pass keeps its thread busy from beginning to end."""
 
     def __init__(
-        self, score: Callable[[AnyArray, AnyArray], Scores], items: Table, users: Table | None, rated: Rated
+        self, score: Callable[[AnyArray, AnyArray], Scores], items: Table, users: Table | None, rated: Rated | None
     ) -> None:
         """`score` rates pairs by the rows [B, W] of both sides. `rated` is about rows of `users`."""
         self._score = score
@@ -55,7 +55,7 @@ class Recommender:
         """
         if isinstance(user, Mapping):
             return _NOTHING
-        if self._users is None:
+        if self._users is None or self._rated is None:
             raise UnsupportedError(
                 "exclude_rated needs the table of users, which this server does not keep; ask without it"
             )

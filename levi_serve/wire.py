@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 from pydantic import Field, TypeAdapter
 
+from levi_serve.bundle import BoolArray, Int8Array
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.rows import Id
 from levi_serve.bundle.schema import Attributes, Entity
@@ -31,7 +32,7 @@ from levi_serve.shapes import (
     names_of,
     record,
 )
-from levi_serve.store import BoolArray, Int8Array, State
+from levi_serve.store import State
 
 TIMEOUT = "x-request-timeout-ms"
 """The header that says how long a caller waits, in milliseconds."""

@@ -197,6 +197,7 @@ def count_type(most: int, default: int, description: str) -> Any:
     """How many, from 1 to `most`."""
 
     def count(value: Any) -> int:
+        value = _as_integer(value)
         if type(value) is int and 1 <= value <= most:
             return value
         raise PydanticCustomError("count", f"should be an integer from 1 to {most}")
@@ -262,10 +263,13 @@ def _without_control(text: str) -> str:
     return text
 
 
-def _integer(value: Any) -> int:
+def _as_integer(value: Any) -> Any:
     """JSON does not tell 138.0 from 138, though true is neither."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _integer(value: Any) -> int:
+    value = _as_integer(value)
     if type(value) is int and _LEAST <= value <= _MOST:
         return value
     raise PydanticCustomError("integer", "should be an integer of at most 64 bits")

@@ -36,6 +36,8 @@ def test_rows_follow_their_ids(tmp_path: Path) -> None:
     assert table.trained[known].tolist() == [False, True, True, False]
     assert [table.attributes(int(row))["n"] for row in known] == ["d", "a", "c", "b"]
     assert len(table) == 4
+    assert [table.id(row) for row in range(4)] == [-1, 7, 30, 2**40]
+    assert type(table.id(0)) is int
     assert table.rows[table.unknown].tolist() == [-1, -0.5]
 
 
@@ -46,6 +48,7 @@ def test_text_ids(tmp_path: Path) -> None:
     assert table.rows[found].tolist() == [[0, 0.5], [3, 3.5], [4, 4.5], [1, 1.5]]
     assert table.find(["B0", "B000", "B00" * 50, "B00\0", "\0", "B00 ", "ä1", "日", "C"]).tolist() == [-1] * 9
     assert table.find([]).tolist() == []
+    assert [table.id(row) for row in range(len(table))] == ["", "B00", "b00", "Ä1", "日本"]
 
 
 @given(st.sets(st.integers(-(2**62), 2**62), min_size=1, max_size=20), st.sets(st.integers(-(2**62), 2**62)))

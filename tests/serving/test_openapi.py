@@ -29,7 +29,8 @@ def api(toy_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.mark.parametrize(
     ("operation", "mode"),
     [
-        *product(["GET /predict", "POST /predict"], GenerationMode),
+        *product(["GET /predict", "POST /predict", "POST /rank"], GenerationMode),
+        *product(["GET /recommend", "POST /recommend"], GenerationMode),
         *product(["GET /livez", "GET /readyz", "GET /info", "GET /metrics"], [GenerationMode.POSITIVE]),
     ],
 )

@@ -152,6 +152,16 @@ def test_file_outside_the_repository(repository: Path, folder: Path) -> None:
     [
         ("users.rows.npy", np.zeros((5, 3), np.float16), "users.rows.npy: is [5, 3], expected [5, 4]"),
         ("users.trained.npy", np.zeros(2, bool), "expected [5, 4]"),
+        ("unknown_rows.npy", np.zeros((2, 3), np.float16), "is float16 [2, 3], expected float16 [2, 4]"),
+        ("unknown_rows.npy", np.zeros((1, 4), np.float16), "is float16 [1, 4], expected float16 [2, 4]"),
+        ("unknown_rows.npy", np.zeros((2, 4), np.float32), "is float32 [2, 4], expected float16 [2, 4]"),
+        ("rated.offsets.npy", np.array([0, 1, 1, 4]), "rated.*: is not about the 4 and 3 rows of the two tables"),
+        ("rated.offsets.npy", np.array([0, 1, 1, 4, 5]), "rated.*: is not about"),
+        ("rated.offsets.npy", np.array([1, 1, 1, 4, 4]), "rated.*: is not about"),
+        ("rated.offsets.npy", np.array(4), "rated.*: is not about"),
+        ("rated.items.npy", np.array([0, 1, 2, 3], np.int32), "rated.*: is not about"),
+        ("rated.items.npy", np.array([0, 1, 2, -1], np.int32), "rated.*: is not about"),
+        ("rated.items.npy", np.array([0, 1, 2], np.int32), "rated.*: is not about"),
         ("unknown.npy", np.zeros((2, 3), np.float32), "'embedding' is float32 [B, 2], expected float32 [B, 3]"),
         ("unknown.npy", np.zeros((0, 2), np.float32), "unknown.npy: is empty"),
     ],
@@ -163,12 +173,24 @@ def test_arrays_of_another_shape(repository: Path, folder: Path, file: str, arra
     assert says in refused(repository)
 
 
-@pytest.mark.parametrize("file", ["users.ids.npy", "monitor.npz", "tokenizer.json", "unknown.npy", "golden.jsonl"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "users.ids.npy",
+        "monitor.npz",
+        "tokenizer.json",
+        "unknown.npy",
+        "unknown_rows.npy",
+        "rated.offsets.npy",
+        "rated.items.npy",
+        "golden.jsonl",
+    ],
+)
 def test_files_of_another_kind(repository: Path, folder: Path, file: str) -> None:
     """A file that is not what its name says is refused and named, even with a correct checksum."""
     (folder / file).write_text("{}")
     vouch(repository, folder)
-    assert file.removesuffix(".ids.npy") in refused(repository)
+    assert f"/{file.partition('.')[0]}." in refused(repository)
 
 
 def test_graph_of_other_views(repository: Path, folder: Path) -> None:

@@ -73,9 +73,9 @@ class Workers:
         keepers = [asyncio.create_task(self._keep(worker, listener)) for worker, listener in enumerate(sockets)]
         await asyncio.wait(keepers, return_when=asyncio.FIRST_EXCEPTION)
         self._end()
-        await asyncio.wait(keepers)
-        for keeper in keepers:
-            keeper.result()
+        for outcome in await asyncio.gather(*keepers, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def _keep(self, worker: int, listener: socket.socket | None) -> None:
         """Have this worker running until the end. The first one listens from the start, so that clients learn that the

@@ -13,15 +13,20 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from levi_serve.backends.onnx import DeviceError
+from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.manifest import BundleError
 from levi_serve.cores import usable_cores
-from levi_serve.engine import Engine
+from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
+from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.observer import Observer
+from levi_serve.predictor import PairReader
 from levi_serve.problems import handle_problems, problem_schemas
+from levi_serve.proof import prove
 from levi_serve.routes import build_router, methods_by_path
-from levi_serve.settings import ModelSettings, ServeSettings
+from levi_serve.settings import ServeSettings
+from levi_serve.store import TableStore
 from levi_serve.versions import Version, load, newest
 from levi_serve.wire import Wire
 
@@ -31,14 +36,18 @@ API_VERSION = "1"
 """Of the HTTP interface, not of the program or the model."""
 
 
-def build_app(settings: ServeSettings, live: Live, metrics: Metrics) -> FastAPI:
+def build_app(settings: ServeSettings, live: Live, metrics: Metrics, replaces: bool = False) -> FastAPI:
     """The application. It starts at once and loads its model meanwhile; one that cannot be used leaves it up, not
-    ready, and able to say why.
+    ready, and able to say why. One that `replaces` another while others serve starts when it is ready, or not at all.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(settings, live, metrics))
+        if replaces:
+            await loading
+            if live.service is None:
+                live.give_up(RunError(live.reason))
         yield
         loading.cancel()
         with suppress(asyncio.CancelledError):
@@ -54,16 +63,18 @@ def build_app(settings: ServeSettings, live: Live, metrics: Metrics) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    router = build_router(live, metrics, settings.model, settings.max_body_bytes)
+    router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
     app.include_router(router)
-    app.add_middleware(Observer, live=live, metrics=metrics)
+    if settings.token:
+        app.add_middleware(Guard, token=Token(settings.token.get_secret_value()), count=metrics.problem)
+    app.add_middleware(Observer, live=live, metrics=metrics, access_log=settings.access_log)
     handle_problems(app, methods_by_path(router), metrics.problem)
-    app.openapi = lambda: _openapi(app, live)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, live, settings.token is not None)  # type: ignore[method-assign]
     return app
 
 
-def load_version(settings: ModelSettings) -> Version:
-    """The version that the settings name.
+async def bring_up(settings: ServeSettings, metrics: Metrics) -> Service:
+    """The version that the settings name, opened, and proven through its own engine.
 
     Raises:
         BundleError: it cannot be used.
@@ -71,16 +82,30 @@ def load_version(settings: ModelSettings) -> Version:
 
     """
     number = newest(settings.model_repo, settings.model) if settings.version == "latest" else settings.version
-    threads = settings.threads or usable_cores()
-    return load(settings.model_repo, settings.model, number, settings.device, threads)
+    threads = settings.threads or max(1, usable_cores() // settings.workers)
+    version = await asyncio.to_thread(load, settings.model_repo, settings.model, number, settings.device, threads)
+    wire = Wire(version.manifest, version.examples[0], settings.max_pairs)
+    engine = _engine(version, wire, settings, metrics)
+    try:
+        return Service(version, engine, wire, await prove(version, engine))
+    except BaseException:
+        await engine.close()
+        raise
+
+
+def _engine(version: Version, wire: Wire, settings: ServeSettings, metrics: Metrics) -> Engine:
+    limits = Limits(settings.max_batch, settings.max_tokens, settings.encode_batch, settings.max_queue)
+    store = TableStore(*version.tables)
+    if version.encoder is not None:
+        return EntityEngine(store, wire, limits, metrics, version.predictor, version.encoder)
+    reader = PairReader(version.manifest, version.tokenizer)
+    return PairEngine(store, wire, limits, metrics, version.predictor, reader, version.unknown)
 
 
 async def _load(settings: ServeSettings, live: Live, metrics: Metrics) -> None:
     start = time.perf_counter()
     try:
-        version = await asyncio.to_thread(load_version, settings)
-        wire = Wire(version.manifest, version.examples[0], settings.max_pairs)
-        engine = Engine(version.predictor, settings.max_batch, settings.encode_batch, settings.max_queue, metrics)
+        service = await bring_up(settings, metrics)
     except BundleError as error:
         live.fail(str(error))
         log.error("not ready: %s", error)  # noqa: TRY400 - the message is all there is to know
@@ -90,15 +115,18 @@ async def _load(settings: ServeSettings, live: Live, metrics: Metrics) -> None:
         live.fail(f"loading the model failed: {error}")
         log.exception("not ready")
     else:
-        live.start(Service(version, engine, wire))
+        live.start(service)
         took = time.perf_counter() - start
-        log.info("ready: %s/%d, loaded in %.1f s", version.manifest.name, version.manifest.version, took)
+        manifest = service.version.manifest
+        log.info("ready: %s/%d, loaded in %.1f s", manifest.name, manifest.version, took)
 
 
-def _openapi(app: FastAPI, live: Live) -> dict[str, Any]:
+def _openapi(app: FastAPI, live: Live, guarded: bool) -> dict[str, Any]:
     """The document for the schema of the model in service; built anew, since the model may change."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     document["components"]["schemas"].update(problem_schemas())
     if live.service:
         live.service.wire.describe(document)
+    if guarded:
+        describe_guard(document)
     return document

@@ -1,21 +1,18 @@
 """The batcher: requests of any size share model runs, and nobody waits for company.
 
-An idle backend is given what there is at once; while it is busy, what arrives collects, and the next run takes it.
-No timer and no polling: a run's end starts the next. The model runs in the batcher's one thread, off the event loop.
+An idle backend is given what there is at once: all that one turn of the event loop has read. While every permit is
+taken, what arrives collects, and the next run takes it. No timer and no polling: a run's end starts the next.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter
+from typing import Any, Generic, Protocol, TypeVar
 
-from levi_serve.errors import NotReadyError, OverloadedError
+from levi_serve.errors import DeadlineError, NotReadyError, OverloadedError
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -23,171 +20,175 @@ Answer = TypeVar("Answer")
 _LONGEST_RETRY = 60
 
 
-@dataclass(eq=False)
-class _Job(Generic[Item, Answer]):
-    """One caller's items, answered when the last of them is."""
+class Job(Generic[Item, Answer]):
+    """One caller's items. `reply` is called once, with the answers in order or with what went wrong."""
 
-    items: Sequence[Item]
-    future: asyncio.Future[list[Answer]]
-    taken: int = 0
-    """How many items have been given to a run."""
-    answers: list[Answer] = field(default_factory=list)
+    __slots__ = ("_reply", "answers", "arrived", "deadline", "items", "missing")
+
+    def __init__(
+        self, items: Sequence[Item], deadline: float, reply: Callable[[list[Answer] | Exception], None], arrived: float
+    ) -> None:
+        """Times are `time.perf_counter` seconds."""
+        self.items = items
+        self.deadline = deadline
+        self.arrived = arrived
+        self.answers: list[Any] = [None] * len(items)
+        self.missing = len(items)
+        self._reply: Callable[[list[Answer] | Exception], None] | None = reply
 
     @property
-    def left(self) -> int:
-        return len(self.items) - self.taken
+    def over(self) -> bool:
+        """Answered, failed or cancelled: no run is to be spent on it."""
+        return self._reply is None
 
-    def take(self, limit: int) -> Sequence[Item]:
-        part = self.items[self.taken : self.taken + limit]
-        self.taken += len(part)
-        return part
+    def end(self, result: list[Answer] | Exception) -> None:
+        """Reply, unless that was done."""
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            reply(result)
+
+    def cancel(self) -> None:
+        """The caller has gone: reply to nobody."""
+        self._reply = None
+
+    def deliver(self, place: int, answer: Answer | Exception) -> None:
+        """Take one item's answer; one failed item fails its job, and no other's."""
+        if isinstance(answer, Exception):
+            self.end(answer)
+            return
+        self.answers[place] = answer
+        self.missing -= 1
+        if not self.missing:
+            self.end(self.answers if perf_counter() <= self.deadline else DeadlineError())
 
 
-class _Slice(NamedTuple, Generic[Item, Answer]):
-    """One job's part of a run."""
+class Queue(Protocol[Item, Answer]):
+    """Who is next."""
 
-    job: _Job[Item, Answer]
-    items: Sequence[Item]
+    def __len__(self) -> int:
+        """Items that wait; those of jobs that are over may be among them."""
+
+    def add(self, job: Job[Item, Answer]) -> None:
+        """Put a job's items behind the others."""
+
+    def take(self) -> list[tuple[Job[Item, Answer], int]]:
+        """The items of the next run: jobs and places in them. Jobs that are over are skipped."""
 
 
 class Batcher(Generic[Item, Answer]):
-    """Puts items of many callers into runs of at most `max_batch`."""
+    """Puts items of many callers into runs."""
 
     def __init__(
         self,
-        name: str,
-        run: Callable[[Sequence[Item]], Sequence[Answer | Exception]],
-        max_batch: int,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]],
+        queue: Queue[Item, Answer],
         max_queue: int,
-        observe: Callable[[int, float], None],
+        observe: Callable[[int, float, float], None],
+        permits: int = 1,
     ) -> None:
         """`run` answers a batch in order, an exception standing for an item that failed alone; if it raises, all of its
-        batch failed. At most `max_queue` items wait. `observe` hears of each run's size and duration [s].
+        batch failed. It may wait: up to `permits` runs go on at once. At most `max_queue` items wait. `observe` hears
+        of each run's size, of its duration [s] and of how long its oldest item had waited [s].
         """
         self._run = run
-        self._max_batch = max_batch
+        self._queue = queue
         self._max_queue = max_queue
         self._observe = observe
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._jobs: deque[_Job[Item, Answer]] = deque()
-        self._busy = False
+        self._free = permits
+        self._workers: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._pace = 0.0
         """Seconds per item of the last run."""
-        self.waiting = 0
-        """Items that no run has taken yet."""
 
-    async def submit(self, items: Sequence[Item]) -> list[Answer]:
+    @property
+    def waiting(self) -> int:
+        """Items that no run has taken yet."""
+        return len(self._queue)
+
+    def put(
+        self, items: Sequence[Item], deadline: float, reply: Callable[[list[Answer] | Exception], None]
+    ) -> Job[Item, Answer]:
+        """Queue items; `reply` hears of them later, never within this call. `deadline` is in `perf_counter` seconds.
+
+        Raises:
+            OverloadedError: the queue has no room for them.
+            NotReadyError: the batcher is closing.
+
+        """
+        if self._closing:
+            raise NotReadyError("the model is being taken out of service")
+        if len(self._queue) + len(items) > self._max_queue:
+            raise OverloadedError(self._seconds_to_empty())
+        job = Job(items, deadline, reply, perf_counter())
+        self._queue.add(job)
+        if self._free:
+            self._free -= 1
+            worker = asyncio.get_running_loop().create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+        return job
+
+    async def submit(self, items: Sequence[Item], deadline: float = math.inf) -> list[Answer]:
         """Answers to the items, in order. A caller that is cancelled costs no further run.
 
         Raises:
             OverloadedError: the queue has no room for them.
+            DeadlineError: they were not there in time.
             NotReadyError: the batcher is closing.
             Exception: what the run raised for one of them; the others of this caller are then dropped.
 
         """
         if not items:
             return []
-        if self._closing:
-            raise NotReadyError("the model is being taken out of service")
-        if self.waiting + len(items) > self._max_queue:
-            raise OverloadedError(self.waiting, self._seconds_to_empty())
-        job = _Job[Item, Answer](items, asyncio.get_running_loop().create_future())
-        self._jobs.append(job)
-        self.waiting += job.left
-        self._dispatch()
+        future: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+
+        def reply(result: list[Answer] | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        job = self.put(items, deadline, reply)
         try:
-            return await job.future
+            async with asyncio.timeout(None if deadline == math.inf else deadline - perf_counter()):
+                return await future
+        except TimeoutError:
+            raise DeadlineError from None
         finally:
-            self._drop(job)
+            job.cancel()
 
     async def close(self) -> None:
-        """Refuse new items, answer those that wait, and end the thread."""
+        """Refuse new items and answer those that wait."""
         self._closing = True
-        await self._idle.wait()
-        self._thread.shutdown()
+        while self._workers:
+            await asyncio.wait(self._workers)
 
     def _seconds_to_empty(self) -> int:
-        return min(max(1, math.ceil(self.waiting * self._pace)), _LONGEST_RETRY)
+        return min(max(1, math.ceil(len(self._queue) * self._pace)), _LONGEST_RETRY)
 
-    def _dispatch(self) -> None:
-        if self._busy:
-            return
-        batch = self._take()
-        if not batch:
-            self._idle.set()
-            return
-        self._busy = True
-        self._idle.clear()
-        items = [item for part in batch for item in part.items]
-        running = asyncio.get_running_loop().run_in_executor(self._thread, self._timed, items)
-        running.add_done_callback(lambda done: self._finish(batch, len(items), done))
-
-    def _take(self) -> list[_Slice[Item, Answer]]:
-        """The next run's items. A job that has more goes to the back: jobs take turns."""
-        batch: list[_Slice[Item, Answer]] = []
-        room = self._max_batch
-        while self._jobs and room:
-            job = self._jobs.popleft()
-            part = _Slice(job, job.take(room))
-            room -= len(part.items)
-            batch.append(part)
-            if job.left:
-                self._jobs.append(job)
-        self.waiting -= self._max_batch - room
-        return batch
-
-    def _timed(self, items: Sequence[Item]) -> tuple[Sequence[Answer | Exception], float]:
-        start = time.perf_counter()
+    async def _work(self) -> None:
         try:
-            answers = self._run(items)
-        except StopIteration as error:  # a future cannot carry it: its caller would wait for ever
-            raise RuntimeError("the run ended early") from error
-        if len(answers) != len(items):
-            raise RuntimeError(f"{len(items)} items got {len(answers)} answers")
-        return answers, time.perf_counter() - start
+            while batch := self._queue.take():
+                await self._once(batch)
+                if len(self._queue):
+                    await asyncio.sleep(0)  # the loop reads new requests and writes answers between two runs
+        finally:
+            self._free += 1
 
-    def _finish(
-        self,
-        batch: Sequence[_Slice[Item, Answer]],
-        size: int,
-        done: asyncio.Future[tuple[Sequence[Answer | Exception], float]],
-    ) -> None:
-        self._busy = False
-        error = done.exception()
-        if error is not None:
+    async def _once(self, batch: Sequence[tuple[Job[Item, Answer], int]]) -> None:
+        start = perf_counter()
+        try:
+            answers = await self._run([job.items[place] for job, place in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"{len(batch)} items got {len(answers)} answers")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the callers' to know
             for job, _ in batch:
-                self._fail(job, error)
-            self._dispatch()
+                job.end(error)
             return
-        answers, seconds = done.result()
-        self._pace = seconds / size
-        start = 0
-        for job, items in batch:
-            self._deliver(job, answers[start : start + len(items)])
-            start += len(items)
-        self._dispatch()
-        self._observe(size, seconds)
-
-    def _deliver(self, job: _Job[Item, Answer], answers: Sequence[Answer | Exception]) -> None:
-        for answer in answers:
-            if isinstance(answer, Exception):
-                self._fail(job, answer)
-                return
-            job.answers.append(answer)
-        if len(job.answers) == len(job.items) and not job.future.done():
-            job.future.set_result(job.answers)
-
-    def _fail(self, job: _Job[Item, Answer], error: BaseException) -> None:
-        self._drop(job)
-        if not job.future.done():
-            job.future.set_exception(error)
-
-    def _drop(self, job: _Job[Item, Answer]) -> None:
-        """Take a job that needs no more answers out of the queue, if it is still there."""
-        if job.left:
-            self._jobs.remove(job)
-            self.waiting -= job.left
-            job.taken = len(job.items)
+        seconds = perf_counter() - start
+        self._pace = seconds / len(batch)
+        for (job, place), answer in zip(batch, answers, strict=True):
+            job.deliver(place, answer)
+        self._observe(len(batch), seconds, start - batch[0][0].arrived)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 import sys
+from typing import TYPE_CHECKING
 
-from levi_serve.app import build_app, load_version
+from levi_serve import logs
 from levi_serve.bundle.commands import Command, run
-from levi_serve.live import Live
-from levi_serve.metrics import Metrics
-from levi_serve.server import Server
-from levi_serve.settings import ModelSettings, ServeSettings
+from levi_serve.listener import bind, listen, url
+from levi_serve.settings import ModelSettings, ServeSettings, masked, open_secrets
+
+if TYPE_CHECKING:
+    from levi_serve.live import Service
+
+log = logging.getLogger("levi")
+
+_PATIENCE_S = 10
+"""What a worker gets beyond the times that the settings give it."""
 
 
 class Serve(ServeSettings):
@@ -18,14 +27,25 @@ class Serve(ServeSettings):
 
     def __call__(self) -> None:
         """Until SIGTERM or SIGINT."""
-        logging.basicConfig(
-            level=self.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-        )
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        metrics = Metrics()
-        live = Live(metrics)
-        app = build_app(self, live, metrics)
-        Server(app, live, self.drain_s, self.shutdown_s).listen(self.host, self.port)
+        logs.set_up(self.log_level, self.log_format)
+        with bind(self.host, self.port) as address:
+            if self.workers == 1:
+                listen(address)
+            log.info("settings", extra={"fields": {"settings": masked(self)}})
+            if self.workers == 1:
+                self._alone(address)
+            else:
+                from levi_serve.workers import Workers
+
+                patience_s = self.drain_s + self.shutdown_s + _PATIENCE_S
+                Workers(address, self.workers, open_secrets(self), patience_s).run()
+
+    def _alone(self, listener: socket.socket) -> None:
+        from levi_serve.metrics import Metrics
+        from levi_serve.worker import serve
+
+        log.info("listening on %s", url(listener))
+        serve(self, listener, Metrics())
 
 
 class Validate(ModelSettings):
@@ -33,16 +53,24 @@ class Validate(ModelSettings):
 
     def __call__(self) -> None:
         """Print what was found."""
-        version = load_version(self)
-        manifest = version.manifest
+        service = asyncio.run(self._proven())
+        version, manifest = service.version, service.version.manifest
         schema = manifest.schema_
         print(f"model      {manifest.name}/{manifest.version}, {manifest.views} views, {manifest.layers} heads")
         print(f"entities   {schema.user.name}, {schema.item.name}; ratings {schema.rating_min:g}–{schema.rating_max:g}")
         print(f"files      {len(manifest.files)}, every checksum as in the manifest")
         print(
-            f"golden     {len(version.examples)} examples reproduced; "
-            f"largest difference {version.worst:.1e} of {manifest.golden_tolerance:g} allowed"
+            f"golden     {len(version.golden)} examples reproduced; "
+            f"largest difference {service.golden_difference:.1e} of {manifest.golden_tolerance:g} allowed"
         )
+
+    async def _proven(self) -> Service:
+        from levi_serve.app import bring_up
+        from levi_serve.metrics import Metrics
+
+        service = await bring_up(Serve(_cli_parse_args=False, **self.model_dump()), Metrics())
+        await service.engine.close()
+        return service
 
 
 def main() -> int:

@@ -15,7 +15,6 @@ from levi_serve.bundle.rows import STORED, HalfArray
 from levi_serve.bundle.schema import Attributes, encode
 from levi_serve.bundle.tensors import ENCODER, ROW
 from levi_serve.bundle.tokens import Tokenizer
-from levi_serve.store import pad_codes
 
 
 class NewEntity(NamedTuple):
@@ -68,3 +67,8 @@ class Encoder:
 
     def _codes(self, side: int, attributes: Attributes) -> Int64Array:
         return pad_codes(encode(self._schema.entities[side], self._vocabulary[side], [attributes]), self._columns)
+
+
+def pad_codes(codes: Int64Array, columns: int) -> Int64Array:
+    """Codes [B, C] padded on the right with 0, which means unknown, to [B, columns]."""
+    return np.pad(codes, ((0, 0), (0, columns - codes.shape[1])))

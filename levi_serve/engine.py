@@ -1,48 +1,270 @@
-"""The engine: one version under load. Every request sees one version from its look-up to its answer."""
+"""The engine: one version under load, from looked-up ids to finished answers.
+
+Entity views score in the event loop itself: a run of 32 pairs takes less time than handing it to a thread and back.
+Whatever takes longer, a backbone or the whole catalogue, runs in a thread of its lane.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from levi_serve.batcher import Batcher
+import numpy as np
+
+from levi_serve.batcher import Batcher, Job, Queue
 from levi_serve.bundle.rows import HalfArray
-from levi_serve.encoder import NewEntity
+from levi_serve.encoder import Encoder, NewEntity
+from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError
 from levi_serve.metrics import Metrics
-from levi_serve.predictor import GivenPair, Pair, Prediction, Predictor, new_entities, with_rows
+from levi_serve.predictor import (
+    Encoded,
+    GivenPair,
+    Known,
+    Pair,
+    PairReader,
+    PairText,
+    Predictor,
+    Scores,
+    entity_feeds,
+    ids_of,
+    merged,
+)
+from levi_serve.queues import Lengths, Turns
+from levi_serve.store import BoolArray, Given, Int8Array, Side, State, Store
+from levi_serve.wire import Wire
+
+T = TypeVar("T")
+
+_PERMITS = 4
+"""Batches of entity views in flight; all but one wait for rows from elsewhere."""
+_READ_BATCH = 64
 
 
-class Engine:
-    """A predictor behind two batchers: new entities are encoded in a lane of their own and do not slow known ones."""
+@dataclass(frozen=True)
+class Limits:
+    """How much at once, and how much may wait."""
 
-    def __init__(
-        self, predictor: Predictor, max_batch: int, encode_batch: int, max_queue: int, metrics: Metrics
-    ) -> None:
-        """A run scores `max_batch` pairs or encodes `encode_batch` entities; `max_queue` holds for either lane."""
-        self._predictor = predictor
-        self._score = Batcher[Pair, Prediction](
-            "score", predictor.score, max_batch, max_queue, metrics.observe_batches("score")
-        )
-        self._encode = Batcher[NewEntity, HalfArray](
-            "encode", predictor.encode, encode_batch, max_queue, metrics.observe_batches("encode")
-        )
-        metrics.watch_queue("score", lambda: self._score.waiting)
-        metrics.watch_queue("encode", lambda: self._encode.waiting)
+    max_batch: int
+    """Pairs in one run of the model."""
+    max_tokens: int
+    """Tokens in one run of a backbone, padding included (pair views)."""
+    encode_batch: int
+    """New entities in one run of the backbone (entity views)."""
+    max_queue: int
+    """Items that wait in one lane."""
+    on_missing: Literal["unknown", "error"] = "unknown"
+    """What becomes of an entity whose row is elsewhere and cannot be had: the unknown entity's row, or an error."""
 
-    async def predict(self, pairs: Sequence[GivenPair]) -> list[Prediction]:
-        """Answers in order.
+
+class Engine(ABC):
+    """A version's lanes."""
+
+    def __init__(self, store: Store, wire: Wire, limits: Limits, metrics: Metrics) -> None:
+        """Rows come from `store`, answers leave as `wire` has them."""
+        self._store = store
+        self._wire = wire
+        self._limits = limits
+        self._metrics = metrics
+        self._threads: list[ThreadPoolExecutor] = []
+        self._lanes: list[Batcher[Any, Any]] = []
+
+    @abstractmethod
+    async def predict(self, pairs: Sequence[GivenPair], deadline: float = math.inf) -> list[bytes]:
+        """Answers in order, each a JSON object.
 
         Raises:
-            UnknownIdError: an id is not in the catalogue; nothing was run.
+            UnknownIdError: an id is not in the catalogue.
+            UnavailableError: an id's row cannot be had and `on_missing` is "error".
             OverloadedError: too much is waiting.
+            DeadlineError: `deadline` [`perf_counter` seconds] has passed.
             ModelOutputError: the model gave no number for one of them.
 
         """
-        found = self._predictor.find(pairs)
-        new = new_entities(found) if self._predictor.encodes else {}
-        rows = await self._encode.submit(list(new.values()))
-        return await self._score.submit(with_rows(found, dict(zip(new, rows, strict=True))))
 
     async def close(self) -> None:
         """Answer what was accepted and end."""
-        await self._encode.close()
-        await self._score.close()
+        for lane in self._lanes:
+            await lane.close()
+        for threads in self._threads:
+            threads.shutdown()
+        await self._store.close()
+
+    def _lane(self, name: str, run: Callable[[Sequence[Any]], Any], queue: Queue[Any, Any], permits: int = 1) -> Any:
+        """A batcher whose queue and runs are in the metrics."""
+        lane = Batcher[Any, Any](run, queue, self._limits.max_queue, self._metrics.observe_batches(name), permits)
+        self._metrics.watch_queue(name, lambda: lane.waiting)
+        self._lanes.append(lane)
+        return lane
+
+    def _threaded(self, name: str, work: Callable[[Any], T]) -> Callable[[Any], asyncio.Future[T]]:
+        """`work` in a thread of its own."""
+        thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._threads.append(thread)
+        return lambda items: asyncio.get_running_loop().run_in_executor(thread, work, items)
+
+    async def _look_up(self, pairs: Sequence[Pair]) -> tuple[Side, Side]:
+        users, items = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        ids = ids_of(users), ids_of(items)
+        sides = self._store.at_hand(*ids) or await self._store.fetch(*ids)
+        return merged(sides[0], users), merged(sides[1], items)
+
+    def _answers(
+        self,
+        pairs: Sequence[Pair],
+        scores: Scores,
+        trained: tuple[BoolArray, BoolArray],
+        state: tuple[Int8Array, Int8Array],
+    ) -> list[bytes | Exception]:
+        """One per pair. `trained` and `state` [B] are the user's and the item's."""
+        degraded = state[0].any() or state[1].any()
+        answers: list[Any] = self._wire.answers(pairs, scores, trained, state if degraded else None)
+        if not scores.usable.all():
+            for i in np.flatnonzero(~scores.usable).tolist():
+                answers[i] = ModelOutputError()
+        if degraded:
+            for i, pair in enumerate(pairs):
+                answers[i] = self._missing(pair, (state[0][i], state[1][i])) or answers[i]
+        return answers
+
+    def _missing(self, pair: Pair, states: tuple[int, int]) -> ServeError | None:
+        """Why a pair cannot be rated, from the states of its sides."""
+        for side, (known, state) in enumerate(zip(pair, states, strict=True)):
+            assert not isinstance(known, Encoded) or state == State.FOUND
+            if state == State.UNKNOWN:
+                return UnknownIdError(side, known)  # type: ignore[arg-type] # see the assertion
+            if state == State.DEGRADED:
+                self._metrics.degraded(side)
+                if self._limits.on_missing == "error":
+                    return UnavailableError(side, known)  # type: ignore[arg-type]
+        return None
+
+
+class EntityEngine(Engine):
+    """Entity views: known entities have rows; new ones are encoded in a lane of their own and slow nobody else."""
+
+    def __init__(
+        self, store: Store, wire: Wire, limits: Limits, metrics: Metrics, predictor: Predictor, encoder: Encoder
+    ) -> None:
+        """One version's parts."""
+        super().__init__(store, wire, limits, metrics)
+        self._predictor = predictor
+        self._score: Batcher[Pair, bytes] = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
+        encode = self._threaded("encode", encoder.rows)
+        self._encode: Batcher[NewEntity, HalfArray] = self._lane("encode", encode, Turns(limits.encode_batch))
+
+    def put(self, pair: Pair, deadline: float, reply: Callable[[list[bytes] | Exception], None]) -> Job[Pair, bytes]:
+        """`predict` for one pair of ids, without a task or a future; `reply` is called later with the answer.
+
+        Raises:
+            OverloadedError: too much is waiting.
+
+        """
+        return self._score.put((pair,), deadline, reply)
+
+    async def predict(self, pairs: Sequence[GivenPair], deadline: float = math.inf) -> list[bytes]:
+        """New entities first, then all at once."""
+        return await self._score.submit(await self._with_rows(pairs, deadline), deadline)
+
+    async def _with_rows(self, pairs: Sequence[GivenPair], deadline: float) -> list[Pair]:
+        """Each different new entity is encoded once, unless its row is remembered."""
+        new = {
+            (key := _key(side, given)): NewEntity(side, given)
+            for pair in pairs
+            for side, given in enumerate(pair)
+            if isinstance(given, Mapping)
+        }
+        if not new:
+            return [Pair(*pair) for pair in pairs]  # type: ignore[arg-type] # ids only
+        rows = dict(zip(new, await self._store.recall(list(new)), strict=True))
+        missing = [key for key, row in rows.items() if row is None]
+        for key, row in zip(missing, await self._encode.submit([new[k] for k in missing], deadline), strict=True):
+            rows[key] = row
+            self._store.remember(key, row)
+
+        def known(side: int, given: Any) -> Known:
+            row = rows.get(_key(side, given)) if isinstance(given, Mapping) else None
+            return given if row is None else Encoded(given, row)
+
+        return [Pair(known(0, pair.user), known(1, pair.item)) for pair in pairs]
+
+    async def _run(self, pairs: Sequence[Pair]) -> list[bytes | Exception]:
+        users, items = await self._look_up(pairs)
+        scores = self._predictor.score(entity_feeds(users.rows, items.rows))
+        return self._answers(pairs, scores, (users.trained, items.trained), (users.state, items.state))
+
+
+class _Read(NamedTuple):
+    """A pair of pair views between its two lanes."""
+
+    pair: Pair
+    text: PairText
+    trained: tuple[bool, bool]
+    state: tuple[int, int]
+
+
+class PairEngine(Engine):
+    """Pair views: every pair is a sentence through the backbone; sentences of like length run together."""
+
+    def __init__(
+        self,
+        store: Store,
+        wire: Wire,
+        limits: Limits,
+        metrics: Metrics,
+        predictor: Predictor,
+        reader: PairReader,
+        unknown: HalfArray,
+    ) -> None:
+        """`unknown` [2, W] are the rows of an entity without id, user and item."""
+        super().__init__(store, wire, limits, metrics)
+        self._predictor, self._reader, self._unknown = predictor, reader, unknown
+        self._tokenise = self._threaded("tokenise", self._texts)
+        self._read: Batcher[Pair, _Read] = self._lane("tokenise", self._look_up_and_read, Turns(_READ_BATCH), 2)
+        line = Lengths[_Read, bytes](
+            lambda read: len(read.text.tokens), limits.max_batch, limits.max_tokens, window=8 * limits.max_batch
+        )
+        self._score: Batcher[_Read, bytes] = self._lane("score", self._threaded("score", self._run), line)
+
+    async def predict(self, pairs: Sequence[GivenPair], deadline: float = math.inf) -> list[bytes]:
+        """Through both lanes."""
+        known = [Pair(self._known(0, pair.user), self._known(1, pair.item)) for pair in pairs]
+        return await self._score.submit(await self._read.submit(known, deadline), deadline)
+
+    def _known(self, side: int, given: Given) -> Known:
+        return Encoded(given, self._unknown[side]) if isinstance(given, Mapping) else given
+
+    async def _look_up_and_read(self, pairs: Sequence[Pair]) -> Sequence[_Read | Exception]:
+        return await self._tokenise((pairs, await self._look_up(pairs)))
+
+    def _texts(self, looked_up: tuple[Sequence[Pair], tuple[Side, Side]]) -> list[_Read | Exception]:
+        pairs, sides = looked_up
+        states = list(zip(*(side.state.tolist() for side in sides), strict=True))
+        trained = list(zip(*(side.trained.tolist() for side in sides), strict=True))
+        errors = list(map(self._missing, pairs, states))
+        usable = [i for i, error in enumerate(errors) if error is None]
+        texts = dict(zip(usable, self._reader.read([_given(pairs[i]) for i in usable], sides, usable), strict=True))
+        return [
+            error or _Read(pair, texts[i], trained[i], states[i])
+            for i, (pair, error) in enumerate(zip(pairs, errors, strict=True))
+        ]
+
+    def _run(self, reads: Sequence[_Read]) -> list[bytes | Exception]:
+        scores = self._predictor.score(self._reader.feeds([read.text for read in reads]))
+        trained, state = np.array([read.trained for read in reads]).T, np.array([read.state for read in reads]).T
+        return self._answers([read.pair for read in reads], scores, (trained[0], trained[1]), (state[0], state[1]))
+
+
+def _given(pair: Pair) -> GivenPair:
+    return GivenPair(*(known.given if isinstance(known, Encoded) else known for known in pair))
+
+
+def _key(side: int, attributes: Mapping[str, Any]) -> bytes:
+    """A digest that equal new entities share."""
+    return hashlib.sha256(f"{side}{json.dumps(attributes, sort_keys=True)}".encode()).digest()

@@ -3,7 +3,9 @@
 ServeError
 ├── InvalidRequestError  the request says something that the schema does not allow
 ├── UnknownIdError       an id is not in the catalogue
+├── UnavailableError     a row cannot be had at the moment
 ├── OverloadedError      too much is waiting already
+├── DeadlineError        the answer would come too late
 ├── NotReadyError        no model is in service
 └── ModelOutputError     the model ran and gave no usable number
 """
@@ -41,21 +43,37 @@ class InvalidRequestError(ServeError):
 class UnknownIdError(ServeError):
     """An id is not in the catalogue."""
 
-    def __init__(self, side: int, id_: Id, index: int) -> None:
-        """Side 0 is the user, 1 the item; `index` counts the request's pairs."""
+    def __init__(self, side: int, id_: Id) -> None:
+        """Side 0 is the user, 1 the item."""
         self.side = side
         self.id = id_
-        self.index = index
         super().__init__(f"id {id_!r} is not in the catalogue")
+
+
+class UnavailableError(ServeError):
+    """The row of an id is kept elsewhere and cannot be had at the moment."""
+
+    def __init__(self, side: int, id_: Id) -> None:
+        """Side 0 is the user, 1 the item."""
+        self.side = side
+        super().__init__(f"the row of id {id_!r} cannot be fetched at the moment; try again")
 
 
 class OverloadedError(ServeError):
     """The queue is full; `retry_after` [s] is when it should have emptied."""
 
-    def __init__(self, waiting: int, retry_after: int) -> None:
-        """`waiting` items are ahead."""
+    def __init__(self, retry_after: int) -> None:
+        """The message has no other number: at this moment an answer must cost next to nothing, so it is made once."""
         self.retry_after = retry_after
-        super().__init__(f"{waiting} predictions are waiting already; try again in {retry_after} s")
+        super().__init__(f"as many predictions wait as may wait; try again in {retry_after} s")
+
+
+class DeadlineError(ServeError):
+    """The request's time is over."""
+
+    def __init__(self) -> None:
+        """Say what to do."""
+        super().__init__("the answer was not ready in time; allow more with X-Request-Timeout-Ms, or send less")
 
 
 class NotReadyError(ServeError):
@@ -64,3 +82,7 @@ class NotReadyError(ServeError):
 
 class ModelOutputError(ServeError):
     """The model's output for this pair is not a finite number."""
+
+    def __init__(self) -> None:
+        """Nothing more is known."""
+        super().__init__("the model gave a rating that is not a finite number")

@@ -21,6 +21,8 @@ class Service:
     version: Version
     engine: Engine
     wire: Wire
+    golden_difference: float
+    """Largest difference between a replayed golden rating and the recorded one."""
 
 
 class Live:

@@ -1,78 +1,227 @@
-"""What Prometheus may read. No label ever holds an id, and every label has few values."""
+"""What Prometheus may read. No label ever holds an id, and every label has few values.
+
+One process keeps its numbers in memory. Several workers keep them in mapped files of one folder, each in its own, and
+whichever is asked adds them all up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, values
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics import disable_created_metrics
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
-_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+Observe = Callable[[float], None]
+Shed = Literal["queue_full", "deadline", "draining"]
+Tier = Literal["cache", "redis", "table", "encoder", "none"]
+RedisFault = Literal["timeout", "connection", "answer", "corrupt"]
+
+_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_SIDES = ("user", "item")
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
 class Metrics:
-    """One server's metrics, in a registry of their own."""
+    """One server's metrics."""
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self) -> None:
-        """Start from zero."""
+    def __init__(self, shared: Path | None = None, worker: int = 0) -> None:
+        """Start from zero; or, as one of several workers, from where the last one of this number stopped."""
+        # The library chooses where numbers live by a variable of its module. They belong to the worker's number and
+        # not to its process id: a worker that replaces another counts on in the same files, so no counter goes back
+        # and no files pile up.
+        values.ValueClass = values.MutexValue if shared is None else values.MultiProcessValue(lambda: worker)
+        disable_created_metrics()
         self._registry = CollectorRegistry()
-        ProcessCollector(namespace="levi", registry=self._registry)
+        self._shared = shared
+        registry: CollectorRegistry | None = self._registry
+        if shared is None:
+            ProcessCollector(namespace="levi", registry=registry)
+        else:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(shared)
+            (shared / f"{worker}.pid").write_text(str(os.getpid()))
+            MultiProcessCollector(registry, str(shared))
+            _Processes(shared, self._registry)
+            registry = None  # what is read is what lies in the files, one's own included
         self._requests = Histogram(
             "levi_http_request_duration_seconds",
             "Time from a request's head to the end of its answer.",
             ["route", "method", "status"],
             buckets=_SECONDS,
-            registry=self._registry,
+            registry=registry,
         )
-        self._errors = Counter("levi_errors", "Requests answered with a problem.", ["problem"], registry=self._registry)
+        self._errors = Counter("levi_errors", "Requests answered with a problem.", ["problem"], registry=registry)
+        self._shed = Counter("levi_shed", "Requests turned away unanswered.", ["reason"], registry=registry)
         self._sizes = Histogram(
-            "levi_batch_size", "Items in one model run.", ["lane"], buckets=_SIZES, registry=self._registry
+            "levi_batch_size", "Items in one model run.", ["lane"], buckets=_SIZES, registry=registry
         )
         self._runs = Histogram(
             "levi_batch_duration_seconds",
             "Time of one model run, its tokenisation and gathering included.",
             ["lane"],
             buckets=_SECONDS,
-            registry=self._registry,
+            registry=registry,
         )
-        self._queue = Gauge("levi_queue_depth", "Items that wait for a model run.", ["lane"], registry=self._registry)
-        self._ready = Gauge("levi_ready", "1 while a model is in service.", registry=self._registry)
-        self._model = Info("levi_model", "The model in service.", registry=self._registry)
+        self._waits = Histogram(
+            "levi_queue_wait_seconds",
+            "How long the oldest item of a model run had waited for it.",
+            ["lane"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._queue = Gauge(
+            "levi_queue_depth",
+            "Items that wait for a model run.",
+            ["lane"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._lookups = Counter(
+            "levi_store_lookups", "Entities looked up, by the tier that had them.", ["tier"], registry=registry
+        )
+        self._degraded = Counter(
+            "levi_degraded",
+            "Entities rated as unknown ones, since their row could not be had.",
+            ["side"],
+            registry=registry,
+        )
+        self._redis_errors = Counter("levi_redis_errors", "Calls of Redis that failed.", ["kind"], registry=registry)
+        self._breaker = Gauge(
+            "levi_redis_breaker_open",
+            "Workers that do not ask Redis at the moment, since it failed.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._ready = Gauge(
+            "levi_ready", "Workers with a model in service.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._model = Gauge(
+            "levi_model_info",
+            "The model in service.",
+            ["model", "version", "views"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        for counter, labels in (
+            (self._shed, get_args(Shed)),
+            (self._lookups, get_args(Tier)),
+            (self._redis_errors, get_args(RedisFault)),
+            (self._degraded, _SIDES),
+        ):
+            for label in labels:
+                counter.labels(label)  # a rate needs the zero that came before the first event
+        self._observers: dict[tuple[str, str, str], Observe] = {}
+        self._depths: dict[str, Callable[[], int]] = {}
+        self._serving: Gauge | None = None
 
     def request(self, route: str, method: str, status: str, seconds: float) -> None:
         """Count one answered request under the route's template."""
-        self._requests.labels(route, method if method in _METHODS else "other", status).observe(seconds)
+        observe = self._observers.get((route, method, status))
+        if observe is None:
+            observe = self._observer(route, method if method in _METHODS else "other", status)
+        observe(seconds)
+
+    def _observer(self, route: str, method: str, status: str) -> Observe:
+        """Looking a child up by its labels costs more than the observation."""
+        observe = self._requests.labels(route, method, status).observe
+        self._observers[route, method, status] = observe
+        return observe
 
     def problem(self, name: str) -> None:
         """Count one problem by its kind."""
         self._errors.labels(name).inc()
 
-    def observe_batches(self, lane: str) -> Callable[[int, float], None]:
-        """What a batcher calls with the size and the duration [s] of each run."""
-        sizes, runs = self._sizes.labels(lane), self._runs.labels(lane)
+    def shed(self, reason: Shed) -> None:
+        """Count one request that was turned away, or whose time ran out before it was answered."""
+        self._shed.labels(reason).inc()
 
-        def observe(size: int, seconds: float) -> None:
+    def observe_batches(self, lane: str) -> Callable[[int, float, float], None]:
+        """What a batcher calls with the size, the duration [s] and the oldest item's wait [s] of each run."""
+        sizes, runs, waits = self._sizes.labels(lane), self._runs.labels(lane), self._waits.labels(lane)
+
+        def observe(size: int, seconds: float, waited: float) -> None:
             sizes.observe(size)
             runs.observe(seconds)
+            waits.observe(waited)
+            if self._shared is not None:
+                self._show_queues()
 
         return observe
 
     def watch_queue(self, lane: str, depth: Callable[[], int]) -> None:
-        """Read a queue's depth whenever the metrics are read."""
-        self._queue.labels(lane).set_function(depth)
+        """Read a queue's depth whenever the metrics are read; other workers read what it was after the last run."""
+        self._depths[lane] = depth
+
+    def lookups(self, tier: Tier, count: int) -> None:
+        """Count entities that a tier had; `none` are those that nobody had."""
+        self._lookups.labels(tier).inc(count)
+
+    def degraded(self, side: int) -> None:
+        """Count an entity that was rated as an unknown one, since its row could not be had; side 0 is the user."""
+        self._degraded.labels(_SIDES[side]).inc()
+
+    def redis_error(self, kind: RedisFault) -> None:
+        """Count one call of Redis that failed: no answer in time, no line, an answer that is an error, or no row."""
+        self._redis_errors.labels(kind).inc()
+
+    def breaker(self, is_open: bool) -> None:
+        """Whether Redis is left alone for a while."""
+        self._breaker.set(is_open)
 
     def serving(self, model: str, version: int, views: str) -> None:
         """A model has come into service."""
-        self._model.info({"model": model, "version": str(version), "views": views})
+        if self._serving is not None:
+            self._serving.set(0)
+        self._serving = self._model.labels(model, str(version), views)
+        self._serving.set(1)
 
     def ready(self, ready: bool) -> None:
         """Whether the server takes traffic."""
         self._ready.set(ready)
 
     def text(self) -> bytes:
-        """The exposition."""
+        """The exposition, of all workers."""
+        self._show_queues()
         return generate_latest(self._registry)
+
+    def _show_queues(self) -> None:
+        for lane, depth in self._depths.items():
+            self._queue.labels(lane).set(depth())
+
+
+def forget_worker(shared: Path, worker: int) -> None:
+    """A worker has ended: what it was doing goes, what it has counted stays."""
+    mark_process_dead(worker, str(shared))
+    (shared / f"{worker}.pid").unlink(missing_ok=True)
+
+
+class _Processes(Collector):
+    """Memory, CPU time and open files of each worker, under its number. They are not added up: workers share pages of
+    the tables, and a sum over files that a worker leaves behind would mean nothing.
+    """
+
+    def __init__(self, shared: Path, registry: CollectorRegistry) -> None:
+        """`shared` holds one file `N.pid` per worker."""
+        self._shared = shared
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """Read /proc for each worker."""
+        merged: dict[str, Metric] = {}
+        for file in sorted(self._shared.glob("*.pid")):
+            with suppress(FileNotFoundError):  # it has just ended
+                for metric in ProcessCollector("levi", file.read_text, registry=None).collect():
+                    whole = merged.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                    for sample in metric.samples:
+                        whole.add_sample(sample.name, {"worker": file.stem}, sample.value)
+        return merged.values()

@@ -1,31 +1,26 @@
-"""The predictor: pairs of entities to ratings, a batch at a time. Entity and pair views differ in the graph's inputs.
-
-A request goes through `find`, `encode` (new entities of entity views) and `score`; `predict` is the three in a row.
-"""
+"""The predictor: rows of both sides to ratings, a batch at a time. The kinds of views differ in the graph's inputs."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from levi_serve.backends.onnx import Graph, Tensor
-from levi_serve.bundle import AnyArray, FloatArray
+from levi_serve.bundle import AnyArray, DoubleArray, FloatArray, Int64Array
 from levi_serve.bundle.manifest import Manifest
-from levi_serve.bundle.prompt import entity_sentence, pair_sentence
-from levi_serve.bundle.rows import HalfArray
-from levi_serve.bundle.schema import Attributes, Schema, encode
+from levi_serve.bundle.prompt import pair_sentence
+from levi_serve.bundle.rows import STORED, HalfArray, Id
+from levi_serve.bundle.schema import Attributes, encode
 from levi_serve.bundle.scores import quantile, spread
 from levi_serve.bundle.tensors import JOIN, PAIR, RATINGS
 from levi_serve.bundle.tokens import Tokenizer
-from levi_serve.encoder import Encoder, NewEntity
-from levi_serve.errors import ModelOutputError
-from levi_serve.store import Found, Given, Store, pad_codes
+from levi_serve.encoder import pad_codes
+from levi_serve.store import BoolArray, Given, Side, State
 
-_DECIMALS = 6
+DECIMALS = 6
 """Answers show what float32 carries and no digits beyond."""
 
 
@@ -36,78 +31,98 @@ class GivenPair(NamedTuple):
     item: Given
 
 
-class Pair(NamedTuple):
-    """A pair, looked up."""
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A new entity whose row is known: the encoder made it, or it needs none (pair views)."""
 
-    user: Found
-    item: Found
+    given: Attributes
+    row: HalfArray
+    """[W]"""
+
+
+Known: TypeAlias = Id | Encoded
+"""One side of a pair that can be looked up and scored."""
+
+
+class Pair(NamedTuple):
+    """A pair whose new entities have rows."""
+
+    user: Known
+    item: Known
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """The answer for one pair."""
+class Scores:
+    """What the model says of B pairs, rounded as answers show it."""
 
-    user: Given
-    item: Given
-    rating: float
-    """Weighted mean of the heads, clipped to the schema's range."""
-    heads: list[float]
-    """Every head's own rating, early layers first, unclipped."""
-    disagreement: float
-    """Population standard deviation of `heads`."""
-    ood_score: float
-    """Share of in-distribution pairs that score below this one, 0 to 1."""
-    cold_start: list[str]
-    """Names of the entities that were not trained on."""
+    rating: DoubleArray
+    """[B], weighted mean of the heads, clipped to the schema's range."""
+    heads: DoubleArray
+    """[B, n], every head's own rating, early layers first, unclipped."""
+    disagreement: DoubleArray
+    """[B], population standard deviation of `heads`."""
+    ood_score: DoubleArray
+    """[B], share of in-distribution pairs that score below this one, 0 to 1."""
+    usable: BoolArray
+    """[B], whether all of it is finite."""
 
 
-class Views(Protocol):
-    """What one kind of views adds: the sentences it reads, and the feeds of the `levi` graph."""
+class Predictor:
+    """The `levi` graph and the scores of its ratings. Nothing in it waits: callers decide on threads and batches."""
 
-    def sentences(self, pair: Pair) -> list[str]:
-        """The sentences of one pair, in the order of the golden examples."""
+    def __init__(self, graph: Graph, reference: FloatArray) -> None:
+        """`reference` is the sorted in-distribution spread of the heads."""
+        self._graph = graph
+        self._reference = reference
 
-    def feeds(self, pairs: Sequence[Pair]) -> dict[str, AnyArray]:
-        """The graph's inputs for a batch of pairs."""
-
-
-class EntityViews:
-    """Each entity's row already holds what the backbone says of it: a pair is two rows."""
-
-    def __init__(self, schema: Schema, store: Store) -> None:
-        """Rows come from `store`."""
-        self._schema = schema
-        self._store = store
-
-    @staticmethod
-    def tensors(manifest: Manifest) -> list[Tensor]:
-        """Inputs of the graph."""
-        return [Tensor(name, "float32", manifest.layout.width) for name in JOIN]
-
-    def sentences(self, pair: Pair) -> list[str]:
-        """The user's and the item's."""
-        return [
-            entity_sentence(self._schema, side, self._store.attributes(side, found)) for side, found in enumerate(pair)
-        ]
-
-    def feeds(self, pairs: Sequence[Pair]) -> dict[str, AnyArray]:
-        """One gather per side."""
-        return {name: self._store.rows(side, [pair[side] for pair in pairs]) for side, name in enumerate(JOIN)}
+    def score(self, feeds: dict[str, AnyArray]) -> Scores:
+        """One graph run."""
+        heads, ratings = self._graph.run(feeds)
+        spreads = spread(heads)
+        n = heads.shape[1]
+        shown = np.empty(
+            (len(heads), n + 3)
+        )  # one array: rounding four would cost more than the small batch's model run
+        shown[:, :n], shown[:, n], shown[:, n + 1] = heads, ratings, spreads
+        shown[:, n + 2] = quantile(self._reference, spreads)
+        usable: BoolArray = np.asarray(np.isfinite(shown).all(axis=1))
+        shown.round(DECIMALS, out=shown)
+        return Scores(shown[:, n], shown[:, :n], shown[:, n + 1], shown[:, n + 2], usable)
 
 
-class PairViews:
-    """The backbone reads one sentence per pair; rows hold only the id embeddings."""
+def entity_tensors(manifest: Manifest) -> list[Tensor]:
+    """Inputs of the `levi` graph of entity views: each entity's row already holds what the backbone says of it."""
+    return [Tensor(name, "float32", manifest.layout.width) for name in JOIN]
 
-    def __init__(self, manifest: Manifest, store: Store, tokenizer: Tokenizer) -> None:
-        """Rows and attributes come from `store`."""
+
+def entity_feeds(users: HalfArray, items: HalfArray) -> dict[str, AnyArray]:
+    """Rows [B, W] of both sides."""
+    user_row, item_row = JOIN
+    return {user_row: users.astype(np.float32), item_row: items.astype(np.float32)}
+
+
+class PairText(NamedTuple):
+    """A pair of pair views, ready for the graph."""
+
+    tokens: list[int]
+    rows: tuple[HalfArray, HalfArray]
+    """Both sides' id embedding and bias, [E + 1]."""
+    codes: tuple[Int64Array, Int64Array]
+    """[1, C]"""
+
+
+class PairReader:
+    """Pair views: the backbone reads one sentence per pair; rows hold only the id embeddings."""
+
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer) -> None:
+        """Sentences and codes as the manifest's schema has them."""
         self._schema = manifest.schema_
         self._vocabulary = manifest.vocabulary
-        self._store = store
         self._tokenizer = tokenizer
 
     @staticmethod
     def tensors(manifest: Manifest) -> list[Tensor]:
-        """Inputs of the graph."""
+        """Inputs of the `levi` graph."""
         ids, mask, *sides = PAIR
         inputs = [Tensor(ids, "int64", "T"), Tensor(mask, "int64", "T")]
         for row, codes, entity in zip(sides[::2], sides[1::2], manifest.schema_.entities, strict=True):
@@ -115,20 +130,29 @@ class PairViews:
             inputs.append(Tensor(codes, "int64", max(1, entity.code_columns)))
         return inputs
 
-    def sentences(self, pair: Pair) -> list[str]:
+    def sentence(self, pair: GivenPair, users: Attributes, items: Attributes) -> str:
         """The paper's one sentence, in which a known id is told as well."""
-        user, item = (self._store.attributes(side, found) for side, found in enumerate(pair))
-        return [pair_sentence(self._schema, _with_id(pair.user, user), _with_id(pair.item, item))]
+        return pair_sentence(self._schema, with_id(pair.user, users), with_id(pair.item, items))
 
-    def feeds(self, pairs: Sequence[Pair]) -> dict[str, AnyArray]:
-        """Tokens, and both entities' id embeddings and codes."""
-        tokens = self._tokenizer.encode([sentence for pair in pairs for sentence in self.sentences(pair)])
-        feeds: list[AnyArray] = [*self._tokenizer.pad(tokens)]
-        for side, entity in enumerate(self._schema.entities):
-            found = [pair[side] for pair in pairs]
-            attributes = [self._store.attributes(side, one) for one in found]
-            codes = encode(entity, self._vocabulary[side], attributes)
-            feeds += [self._store.rows(side, found), pad_codes(codes, max(1, entity.code_columns))]
+    def read(self, pairs: Sequence[GivenPair], sides: tuple[Side, Side], places: Sequence[int]) -> list[PairText]:
+        """Sentences, tokens and codes of pairs that stand at these places of the looked-up sides."""
+        known = [[side.attributes(i) if side.state[i] == State.FOUND else {} for i in places] for side in sides]
+        sentences = [self.sentence(*told) for told in zip(pairs, *known, strict=True)]
+        codes = [
+            pad_codes(encode(entity, vocabulary, attributes), max(1, entity.code_columns))
+            for entity, vocabulary, attributes in zip(self._schema.entities, self._vocabulary, known, strict=True)
+        ]
+        return [
+            PairText(tokens, (sides[0].rows[at], sides[1].rows[at]), (codes[0][i : i + 1], codes[1][i : i + 1]))
+            for i, (at, tokens) in enumerate(zip(places, self._tokenizer.encode(sentences), strict=True))
+        ]
+
+    def feeds(self, texts: Sequence[PairText]) -> dict[str, AnyArray]:
+        """The graph's inputs."""
+        feeds: list[AnyArray] = [*self._tokenizer.pad([text.tokens for text in texts])]
+        for side in (0, 1):
+            feeds.append(np.stack([text.rows[side] for text in texts]).astype(np.float32))
+            feeds.append(np.concatenate([text.codes[side] for text in texts]))
         return dict(zip(PAIR, feeds, strict=True))
 
 
@@ -138,104 +162,31 @@ def rating_tensors(manifest: Manifest) -> list[Tensor]:
     return [Tensor(heads, "float32", manifest.layers), Tensor(rating, "float32")]
 
 
-class Predictor:
-    """One version's way from pairs to answers. Nothing in it waits: callers decide on threads and batches."""
+def merged(side: Side, entities: Sequence[Known]) -> Side:
+    """The whole batch's side from that of its ids, in order, and the rows that new entities bring along."""
+    ids = [i for i, entity in enumerate(entities) if not isinstance(entity, Encoded)]
+    if len(ids) == len(entities):
+        return side
+    place = dict(zip(ids, range(len(ids)), strict=True))
+    rows = np.empty((len(entities), side.rows.shape[1]), STORED)
+    trained, state = np.zeros(len(entities), np.bool_), np.full(len(entities), State.FOUND, np.int8)
+    rows[ids], trained[ids], state[ids] = side.rows, side.trained, side.state
+    for i, entity in enumerate(entities):
+        if isinstance(entity, Encoded):
+            rows[i] = entity.row
 
-    def __init__(
-        self,
-        schema: Schema,
-        store: Store,
-        views: Views,
-        graph: Graph,
-        encoder: Encoder | None,
-        reference: FloatArray,
-    ) -> None:
-        """`encoder` belongs to entity views; `reference` is the sorted in-distribution spread of the heads."""
-        self._names = [entity.name for entity in schema.entities]
-        self._store = store
-        self._views = views
-        self._graph = graph
-        self._encoder = encoder
-        self._reference = reference
+    def attributes(i: int) -> Attributes:
+        entity = entities[i]
+        return entity.given if isinstance(entity, Encoded) else side.attributes(place[i])
 
-    @property
-    def encodes(self) -> bool:
-        """Whether new entities pass through `encode` before `score`."""
-        return self._encoder is not None
-
-    def find(self, pairs: Sequence[GivenPair]) -> list[Pair]:
-        """Look up both sides of a request.
-
-        Raises:
-            UnknownIdError: the first id that is not in the catalogue.
-
-        """
-        users, items = (self._store.find(side, [pair[side] for pair in pairs]) for side in (0, 1))
-        return [Pair(*pair) for pair in zip(users, items, strict=True)]
-
-    def sentences(self, pair: Pair) -> list[str]:
-        """What a language model reads of a pair."""
-        return self._views.sentences(pair)
-
-    def encode(self, entities: Sequence[NewEntity]) -> list[HalfArray]:
-        """A row [width] for each new entity (entity views)."""
-        assert self._encoder is not None
-        return self._encoder.rows(entities)
-
-    def score(self, pairs: Sequence[Pair]) -> list[Prediction | ModelOutputError]:
-        """One graph run; a pair whose numbers are not finite fails alone."""
-        heads, ratings = self._graph.run(self._views.feeds(pairs))
-        usable = np.isfinite(heads).all(axis=1) & np.isfinite(ratings)
-        spreads = spread(heads)
-        rating, head, disagreement = _shown(ratings), _shown(heads), _shown(spreads)
-        ood_score = _shown(quantile(self._reference, spreads))
-        return [
-            Prediction(
-                pair.user.given, pair.item.given, rating[i], head[i], disagreement[i], ood_score[i], self._cold(pair)
-            )
-            if usable[i]
-            else ModelOutputError("the model gave a rating that is not a finite number")
-            for i, pair in enumerate(pairs)
-        ]
-
-    def predict(self, pairs: Sequence[GivenPair]) -> list[Prediction | ModelOutputError]:
-        """`find`, `encode` and `score` at once, in the caller's thread."""
-        found = self.find(pairs)
-        new = new_entities(found) if self.encodes else {}
-        rows = self.encode(list(new.values())) if new else []
-        return self.score(with_rows(found, dict(zip(new, rows, strict=True))))
-
-    def _cold(self, pair: Pair) -> list[str]:
-        return [name for name, found in zip(self._names, pair, strict=True) if found.cold]
+    return Side(rows, trained, state, attributes)
 
 
-def new_entities(pairs: Sequence[Pair]) -> dict[str, NewEntity]:
-    """The different entities that pairs give by attributes, by a key that equal ones share: each is encoded once."""
-    return {
-        _key(side, found): NewEntity(side, found.given)
-        for pair in pairs
-        for side, found in enumerate(pair)
-        if isinstance(found.given, Mapping)
-    }
+def ids_of(entities: Sequence[Known]) -> list[Id]:
+    """Those that must be looked up."""
+    return [entity for entity in entities if not isinstance(entity, Encoded)]
 
 
-def with_rows(pairs: Sequence[Pair], rows: dict[str, HalfArray]) -> list[Pair]:
-    """The pairs with the rows of `new_entities`, by the same keys, put in."""
-    if not rows:
-        return list(pairs)
-    return [
-        Pair(*(replace(found, row=rows[_key(side, found)]) if found.new else found for side, found in enumerate(pair)))
-        for pair in pairs
-    ]
-
-
-def _with_id(found: Found, attributes: Attributes) -> Attributes:
-    return attributes if isinstance(found.given, Mapping) else {"id": found.given, **attributes}
-
-
-def _key(side: int, found: Found) -> str:
-    return f"{side}{json.dumps(found.given, sort_keys=True)}"
-
-
-def _shown(values: AnyArray) -> list[Any]:
-    return values.astype(np.float64).round(_DECIMALS).tolist()  # type: ignore[no-any-return]
+def with_id(given: Given, attributes: Attributes) -> Attributes:
+    """What a pair's sentence tells of an entity: a known one's id as well."""
+    return attributes if isinstance(given, Mapping) else {"id": given, **attributes}

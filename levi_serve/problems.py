@@ -12,14 +12,17 @@ from starlette.exceptions import HTTPException
 
 from levi_serve.errors import (
     Complaint,
+    DeadlineError,
     InvalidRequestError,
     ModelOutputError,
     NotReadyError,
     OverloadedError,
     ServeError,
+    UnavailableError,
 )
 
 MEDIA_TYPE = "application/problem+json"
+OVERLOADED = "overloaded"
 
 
 class Problem(BaseModel):
@@ -48,7 +51,9 @@ class ProblemError(Exception):
 
 _DOMAIN: dict[type[Exception], tuple[int, str]] = {
     InvalidRequestError: (422, "invalid-request"),
-    OverloadedError: (429, "overloaded"),
+    OverloadedError: (429, OVERLOADED),
+    DeadlineError: (504, "deadline"),
+    UnavailableError: (503, "row-unavailable"),
     NotReadyError: (503, "not-ready"),
     ModelOutputError: (500, "model-output"),
 }

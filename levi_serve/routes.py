@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
-from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
 
 from levi_serve.errors import Complaint, InvalidRequestError, NotReadyError, OverloadedError, UnknownIdError
-from levi_serve.live import Live, Status
+from levi_serve.live import Live, Service, Status
 from levi_serve.metrics import Metrics
 from levi_serve.problems import ProblemError, documented
-from levi_serve.versions import Version
-from levi_serve.wire import MalformedJsonError
+from levi_serve.wire import TIMEOUT, MalformedJsonError, Wire
+
+T = TypeVar("T")
 
 
 class Health(BaseModel):
@@ -50,44 +53,54 @@ class Info(BaseModel):
     model: ModelInfo | None = Field(description="null until a version is in service")
 
 
-def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int) -> APIRouter:
+def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, timeout_s: float) -> APIRouter:
     """All endpoints over one `live` service of the model `name`."""
     router = APIRouter()
 
+    def _deadline(request: Request) -> float:
+        timeout = Wire.timeout(request.headers.getlist(TIMEOUT))
+        return float(request.scope["levi.start"]) + (timeout_s if timeout is None else timeout)
+
     @router.get(
-        "/predict", summary="Predict one rating", response_class=Response, responses=documented(404, 422, 429, 500, 503)
+        "/predict",
+        summary="Predict one rating",
+        response_class=Response,
+        responses=documented(404, 422, 429, 500, 503, 504),
     )
     async def predict(request: Request) -> Response:
         """The rating that one user would give one item."""
         service = live.current()
+        deadline = _deadline(request)
         pair = service.wire.query(request.scope["query_string"])
         try:
-            (prediction,) = await service.engine.predict([pair])
+            (answer,) = await _unless_gone(request, service.engine.predict([pair], deadline))
         except UnknownIdError as error:
             raise service.wire.unknown_id(error, "") from None
-        return _json(service.wire.answer(prediction))
+        return _json(answer)
 
     @router.post(
         "/predict",
         summary="Predict many ratings",
         response_class=Response,
-        responses=documented(400, 404, 413, 415, 422, 429, 500, 503),
+        responses=documented(400, 404, 413, 415, 422, 429, 500, 503, 504),
     )
     async def predict_many(request: Request) -> Response:
         """Ratings of many pairs, in order. A new user or item is given by its attributes in place of an id."""
         service = live.current()
+        deadline = _deadline(request)
         if request.query_params:
             unknown = next(iter(request.query_params))[:100]
             raise InvalidRequestError([Complaint(unknown, "is unknown; a POST has its pairs in the body")])
         body = await _read_json(request, max_body_bytes)
         try:
             pairs = service.wire.body(body)
-            predictions = await service.engine.predict(pairs)
+            answers = await _unless_gone(request, service.engine.predict(pairs, deadline))
         except MalformedJsonError as error:
             raise ProblemError(400, "malformed-json", f"the body is not JSON: {error}") from None
         except UnknownIdError as error:
-            raise service.wire.unknown_id(error, f"pairs[{error.index}].") from None
-        return _json([service.wire.answer(prediction) for prediction in predictions])
+            place = next(i for i, pair in enumerate(pairs) if pair[error.side] == error.id)
+            raise service.wire.unknown_id(error, f"pairs[{place}].") from None
+        return _json(b"[" + b",".join(answers) + b"]")
 
     @router.get("/livez", summary="Alive?")
     async def livez() -> Health:
@@ -112,7 +125,7 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int) -
     async def info() -> Info:
         """The model in service and where it comes from, or why there is none."""
         service = live.service
-        model = _model_info(service.version) if service else None
+        model = _model_info(service) if service else None
         return Info(name=name, status=live.status, reason=live.reason, model=model)
 
     @router.get("/metrics", summary="Metrics", response_class=PlainTextResponse)
@@ -132,8 +145,31 @@ def methods_by_path(router: APIRouter) -> dict[str, str]:
     return {path: ", ".join(sorted(names)) for path, names in methods.items()}
 
 
-def _json(content: object) -> Response:
-    return Response(to_json(content), media_type="application/json")
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client hangs up: nobody would read it.
+
+    Raises:
+        ClientDisconnect: it has.
+
+    """
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _read_json(request: Request, limit: int) -> bytes:
@@ -155,8 +191,8 @@ async def _read_json(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def _model_info(version: Version) -> ModelInfo:
-    manifest = version.manifest
+def _model_info(service: Service) -> ModelInfo:
+    manifest = service.version.manifest
     schema = manifest.schema_
     return ModelInfo(
         version=manifest.version,
@@ -169,6 +205,6 @@ def _model_info(version: Version) -> ModelInfo:
         metrics=manifest.metrics,
         run=manifest.run,
         licences=manifest.licences,
-        golden_examples=len(version.examples),
-        golden_difference=version.worst,
+        golden_examples=len(service.version.golden),
+        golden_difference=service.golden_difference,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, SecretStr, model_validator
 from pydantic_core import PydanticUndefined
 
 from levi_serve.bundle.commands import Command
@@ -25,8 +26,8 @@ class ModelSettings(Command):
     )
     threads: PositiveInt | None = Field(
         None,
-        description="Threads that run one backbone batch together; unset, as many cores as the affinity mask and the "
-        "cgroup quota allow.",
+        description="Threads that run one backbone batch together; unset, each worker's share of the cores that the "
+        "affinity mask and the cgroup quota allow.",
     )
 
 
@@ -35,7 +36,18 @@ class ServeSettings(ModelSettings):
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; `0.0.0.0` for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Processes that serve on this port. Above 1, one more starts them, replaces those that die, and "
+        "ends them.",
+    )
     max_batch: PositiveInt = Field(32, description="Pairs in one run of the model, at most.")
+    max_tokens: PositiveInt = Field(
+        4096,
+        description="Tokens in one run of the backbone over pairs' sentences (pair views), padding included, at most.",
+    )
     encode_batch: PositiveInt = Field(
         8,
         description="New entities in one run of the backbone (entity views), at most. On a CPU more are not faster and "
@@ -43,6 +55,11 @@ class ServeSettings(ModelSettings):
     )
     max_queue: PositiveInt = Field(
         2000, description="Pairs that may wait for a run; more are refused with 429 and Retry-After."
+    )
+    timeout_ms: PositiveInt = Field(
+        2000,
+        le=999_999_999,
+        description="Milliseconds that a request gets which does not say X-Request-Timeout-Ms; after that it is a 504.",
     )
     max_pairs: PositiveInt = Field(1000, description="Pairs in one POST, at most.")
     max_body_bytes: PositiveInt = Field(1 << 20, description="Size of a request body, at most.")
@@ -60,13 +77,60 @@ class ServeSettings(ModelSettings):
         le=3600,
         description="After that, seconds that requests in flight get; whatever is unanswered then is cut off.",
     )
+    token: SecretStr | None = Field(
+        None,
+        description="Bearer token that every request but those to /livez and /readyz must carry. A flag can be read by "
+        "others on the machine: better the variable, or `token_file`.",
+    )
+    token_file: Path | None = Field(None, description="File that holds the token.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log.")
+    log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object per line.")
+    access_log: bool = Field(
+        False, description="Log a line for every request. `GET /predict` then costs several times as much."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_token(cls, given: dict[str, Any]) -> dict[str, Any]:
+        file = given.get("token_file")
+        if file is None:
+            return given
+        if given.get("token") is not None:
+            raise ValueError("give --token-file or LEVI_TOKEN, not both")
+        try:
+            return {**given, "token": Path(file).read_text("utf-8").strip()}
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+            raise ValueError(f"--token-file {file}: {reason}") from None
+
+    @model_validator(mode="after")
+    def _sound_token(self) -> Self:
+        # What it should have been is said, and not what it was.
+        if self.token is not None and not re.fullmatch(r"[!-~]+", self.token.get_secret_value()):
+            raise ValueError("LEVI_TOKEN or --token-file must hold printable ASCII without spaces, and not nothing")
+        return self
 
     @model_validator(mode="after")
     def _room(self) -> Self:
         if self.max_queue < 2 * self.max_pairs:
             raise ValueError("max_queue must be at least twice max_pairs: each pair may bring two new entities")
         return self
+
+
+def open_secrets(settings: ServeSettings) -> dict[str, Any]:
+    """Every setting in JSON's types, secrets included: for the ears of a worker only."""
+    token = settings.token.get_secret_value() if settings.token else None
+    return settings.model_dump(mode="json") | {"token": token, "token_file": None}
+
+
+def masked(settings: ServeSettings) -> dict[str, Any]:
+    """Every setting in JSON's types, without secrets: for the log."""
+    return {name: _masked(value) for name, value in settings.model_dump(mode="json").items()}
+
+
+def _masked(value: Any) -> Any:
+    """A URL's user, password and parameters may be secrets; pydantic masks the others itself."""
+    return re.sub(r"(?<=://).*@|(?<=\?).*", "***", value) if isinstance(value, str) and "://" in value else value
 
 
 def reference() -> str:

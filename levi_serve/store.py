@@ -1,80 +1,97 @@
-"""The store: who an entity is and the row that the model reads of it."""
+"""The store: ids to the rows that the model reads, a batch at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from enum import IntEnum
+from typing import Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from levi_serve.bundle import FloatArray, Int64Array
 from levi_serve.bundle.rows import HalfArray, Id, Table
 from levi_serve.bundle.schema import Attributes
-from levi_serve.errors import UnknownIdError
 
 Given: TypeAlias = Id | Attributes
 """How a caller names an entity: by its id, or, when it is new, by its attributes."""
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One entity of a request, looked up."""
-
-    given: Given
-    number: int
-    """Its row in the table; the unknown entity's for a new one."""
-    cold: bool
-    """Not trained on: new, or in the catalogue without a fitted rating."""
-    row: HalfArray | None = None
-    """[width], what the encoder made of a new entity; it stands in for the table's row."""
-
-    @property
-    def new(self) -> bool:
-        """Given by attributes."""
-        return isinstance(self.given, Mapping)
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+Int8Array: TypeAlias = npt.NDArray[np.int8]
 
 
-class Store:
-    """Both tables of one version; side 0 is the user, 1 the item."""
+class State(IntEnum):
+    """What a look-up of one id came to."""
+
+    FOUND = 0
+    UNKNOWN = 1
+    """There is no such id."""
+    DEGRADED = 2
+    """Where the row would be cannot be asked; the unknown entity's row stands in."""
+
+
+@dataclass(slots=True)
+class Side:
+    """One side of a batch of B entities, looked up."""
+
+    rows: HalfArray
+    """[B, W]; the unknown entity's where the state is not FOUND."""
+    trained: BoolArray
+    """[B], whether it has a fitted id embedding."""
+    state: Int8Array
+    """[B] of State."""
+    attributes: Callable[[int], Attributes]
+    """What is known of the i-th entity; for FOUND ones."""
+
+
+class Store(Protocol):
+    """Where rows come from. Side 0 is the user, 1 the item."""
+
+    def at_hand(self, users: Sequence[Id], items: Sequence[Id]) -> tuple[Side, Side] | None:
+        """Both sides of a batch if that needs no waiting; None if something must be fetched."""
+
+    async def fetch(self, users: Sequence[Id], items: Sequence[Id]) -> tuple[Side, Side]:
+        """Both sides of a batch, with one round trip at most."""
+
+    async def recall(self, keys: Sequence[bytes]) -> list[HalfArray | None]:
+        """Rows [W] that were encoded for new entities before, by the digest of their attributes."""
+
+    def remember(self, key: bytes, row: HalfArray) -> None:
+        """Keep the row of a new entity."""
+
+    async def close(self) -> None:
+        """End."""
+
+
+class TableStore:
+    """Both tables of a version, memory-mapped; nothing is ever fetched."""
 
     def __init__(self, users: Table, items: Table) -> None:
         """Serve rows from these tables."""
         self._tables = (users, items)
 
-    def find(self, side: int, given: Sequence[Given]) -> list[Found]:
-        """Look up one side of a request.
+    def at_hand(self, users: Sequence[Id], items: Sequence[Id]) -> tuple[Side, Side]:
+        """Two gathers."""
+        return self._side(0, users), self._side(1, items)
 
-        Raises:
-            UnknownIdError: the first id that is not in the catalogue.
+    async def fetch(self, users: Sequence[Id], items: Sequence[Id]) -> tuple[Side, Side]:
+        """The same."""
+        return self.at_hand(users, items)
 
-        """
+    async def recall(self, keys: Sequence[bytes]) -> list[HalfArray | None]:
+        """Nothing is kept."""
+        return [None] * len(keys)
+
+    def remember(self, key: bytes, row: HalfArray) -> None:
+        """Nothing is kept."""
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+    def _side(self, side: int, ids: Sequence[Id]) -> Side:
         table = self._tables[side]
-        known = [i for i, entity in enumerate(given) if not isinstance(entity, Mapping)]
-        numbers = np.full(len(given), table.unknown, dtype=np.int64)
-        cold = np.ones(len(given), dtype=np.bool_)
-        if known:
-            numbers[known] = table.find([entity for entity in given if not isinstance(entity, Mapping)])
-            for i in known:
-                if numbers[i] < 0:
-                    raise UnknownIdError(side, given[i], i)  # type: ignore[arg-type] # `known` holds ids only
-            cold[known] = ~table.trained[numbers[known]]
-        return [Found(*found) for found in zip(given, numbers.tolist(), cold.tolist(), strict=True)]
-
-    def rows(self, side: int, entities: Sequence[Found]) -> FloatArray:
-        """Rows [B, width] as the graphs read them: one gather, then the fresh rows over it."""
-        numbers = np.fromiter((entity.number for entity in entities), dtype=np.int64, count=len(entities))
-        rows = self._tables[side].rows[numbers].astype(np.float32)
-        for i, entity in enumerate(entities):
-            if entity.row is not None:
-                rows[i] = entity.row
-        return rows
-
-    def attributes(self, side: int, entity: Found) -> Attributes:
-        """What is known of an entity."""
-        return entity.given if isinstance(entity.given, Mapping) else self._tables[side].attributes(entity.number)
-
-
-def pad_codes(codes: Int64Array, columns: int) -> Int64Array:
-    """Codes [B, C] padded on the right with 0, which means unknown, to [B, columns]."""
-    return np.pad(codes, ((0, 0), (0, columns - codes.shape[1])))
+        numbers = table.find(ids)
+        missing = numbers < 0
+        numbers[missing] = table.unknown
+        trained = np.append(table.trained, False)[numbers] if missing.any() else table.trained[numbers]
+        return Side(table.rows[numbers], trained, missing.astype(np.int8), lambda i: table.attributes(int(numbers[i])))

@@ -1,9 +1,8 @@
-"""Model versions: which one is newest, and one loaded whole, checked and proven before anyone may use it."""
+"""Model versions: which one is newest, and one opened whole and checked before anyone may use it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,30 +12,49 @@ from levi_serve.backends.onnx import Device, Graph
 from levi_serve.bundle import FloatArray
 from levi_serve.bundle.golden import Golden, GoldenEntity, read_golden
 from levi_serve.bundle.manifest import NAME, BundleError, Manifest, read_manifest
-from levi_serve.bundle.rows import Table
+from levi_serve.bundle.rated import Rated
+from levi_serve.bundle.rows import STORED, HalfArray, Table
 from levi_serve.bundle.scores import SCORE
 from levi_serve.bundle.tokens import Tokenizer
 from levi_serve.encoder import Encoder, encoder_tensors
-from levi_serve.errors import ModelOutputError
-from levi_serve.predictor import EntityViews, GivenPair, PairViews, Predictor, Views, rating_tensors
-from levi_serve.store import Given, Store
+from levi_serve.predictor import GivenPair, PairReader, Predictor, entity_tensors, rating_tensors
+from levi_serve.store import Given
 
 _NUMBER = re.compile(r"[1-9][0-9]*")
 _TABLE = ("ids.npy", "rows.npy", "trained.npy", "attributes.jsonl", "offsets.npy")
-_FILES = ("model.onnx", "tokenizer.json", "monitor.npz", "golden.jsonl")
-_REPLAYED_AT_ONCE = 32
+_FILES = (
+    "model.onnx",
+    "tokenizer.json",
+    "monitor.npz",
+    "golden.jsonl",
+    "unknown_rows.npy",
+    "rated.offsets.npy",
+    "rated.items.npy",
+)
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version that has proven itself."""
+    """One version, opened and verified file by file; `proof.prove` shows that it predicts what it should."""
 
     manifest: Manifest
+    folder: Path
+    tables: tuple[Table, Table]
+    """The user's and the item's."""
+    tokenizer: Tokenizer
     predictor: Predictor
-    examples: tuple[GivenPair, ...]
-    """The pairs of its golden examples."""
-    worst: float
-    """Largest difference between a replayed golden rating and the recorded one."""
+    encoder: Encoder | None
+    """Entity views."""
+    unknown: HalfArray
+    """[2, W], the rows of a user and an item without id and attributes."""
+    rated: Rated
+    """What users rated in training."""
+    golden: tuple[Golden, ...]
+
+    @property
+    def examples(self) -> list[GivenPair]:
+        """The pairs of its golden examples."""
+        return [GivenPair(_given(example.user), _given(example.item)) for example in self.golden]
 
 
 def newest(repository: Path, name: str) -> int:
@@ -57,7 +75,7 @@ def newest(repository: Path, name: str) -> int:
 
 
 def load(repository: Path, name: str, version: int, device: Device, threads: int) -> Version:
-    """Verify a version's files, open them and replay its golden examples, which also warms the graphs up.
+    """Verify a version's files and open them.
 
     Raises:
         BundleError: the version cannot be used; the message names the file.
@@ -70,80 +88,29 @@ def load(repository: Path, name: str, version: int, device: Device, threads: int
     _require_listed(manifest, repository, folder, encoder_folder)
     if manifest.score != SCORE:
         raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server computes ('{SCORE}')")
-    store = Store(*(_open_table(folder, f"{e.name}s", manifest.layout.width) for e in manifest.schema_.entities))
+    users, items = (_open_table(folder, f"{e.name}s", manifest.layout.width) for e in manifest.schema_.entities)
     tokenizer = _open_tokenizer(folder / "tokenizer.json", manifest)
-    reference = _array(folder / "monitor.npz", manifest.score)
-    views: Views
     encoder = None
     if manifest.views == "entity":
         # Two rows and a few small products: a second thread would cost more than it does.
-        graph = Graph(folder / "model.onnx", EntityViews.tensors(manifest), rating_tensors(manifest), device, threads=1)
-        views = EntityViews(manifest.schema_, store)
+        graph = Graph(folder / "model.onnx", entity_tensors(manifest), rating_tensors(manifest), device, threads=1)
         unknown = _array(folder / "unknown.npy")
         inputs, rows = encoder_tensors(manifest, unknown.shape[-1])
         encoder_graph = Graph(encoder_folder / "model.onnx", inputs, rows, device, threads)
         encoder = Encoder(manifest, tokenizer, encoder_graph, unknown)
     else:
-        graph = Graph(folder / "model.onnx", PairViews.tensors(manifest), rating_tensors(manifest), device, threads)
-        views = PairViews(manifest, store, tokenizer)
-    predictor = Predictor(manifest.schema_, store, views, graph, encoder, reference)
-    golden = folder / "golden.jsonl"
-    examples = read_golden(golden)
-    worst = replay(golden, examples, predictor, tokenizer, manifest.golden_tolerance)
-    return Version(manifest, predictor, tuple(map(_given_pair, examples)), worst)
-
-
-def replay(
-    path: Path, examples: Sequence[Golden], predictor: Predictor, tokenizer: Tokenizer, tolerance: float
-) -> float:
-    """Predict the golden examples as requests are predicted; the largest difference of a rating.
-
-    Raises:
-        BundleError: a sentence, its tokens or a rating differs from what was recorded.
-
-    """
-    worst = 0.0
-    for start in range(0, len(examples), _REPLAYED_AT_ONCE):
-        batch = examples[start : start + _REPLAYED_AT_ONCE]
-        pairs = [_given_pair(example) for example in batch]
-        try:
-            found = predictor.find(pairs)
-            sentences = [predictor.sentences(pair) for pair in found]
-            answers = predictor.predict(pairs)
-        except Exception as error:  # whatever a broken version does to the code is a reason not to serve it
-            raise BundleError(f"{path}: line {start + 1} and following: {' '.join(str(error).split())}") from error
-        for line, (example, said, answer) in enumerate(zip(batch, sentences, answers, strict=True), start + 1):
-            where = f"{path}: line {line}"
-            _same_text(where, example, said, tokenizer)
-            if isinstance(answer, ModelOutputError):
-                raise BundleError(f"{where}: {answer}")
-            worst = max(worst, _difference(where, example, answer.rating, answer.heads, tolerance))
-    return worst
-
-
-def _same_text(where: str, example: Golden, sentences: list[str], tokenizer: Tokenizer) -> None:
-    if sentences != example.sentences:
-        raise BundleError(f"{where}: the sentences read {sentences}, recorded were {example.sentences}")
-    if tokenizer.encode(sentences) != example.tokens:
-        raise BundleError(f"{where}: the token ids of {sentences} differ from those recorded")
-
-
-def _difference(where: str, example: Golden, rating: float, heads: list[float], tolerance: float) -> float:
-    recorded = np.array([example.rating, *example.head_ratings])
-    replayed = np.array([rating, *heads])
-    if recorded.shape != replayed.shape:
-        raise BundleError(f"{where}: has {len(example.head_ratings)} head ratings, the model gives {len(heads)}")
-    off = np.abs(replayed - recorded)
-    if not off.max() <= tolerance:
-        raise BundleError(
-            f"{where}: the ratings are off by {off.max():.2g}, more than {tolerance:g}: "
-            f"{rating:.4f} instead of {example.rating:.4f}, or a head's"
-        )
-    return float(off[0])
-
-
-def _given_pair(example: Golden) -> GivenPair:
-    return GivenPair(_given(example.user), _given(example.item))
+        graph = Graph(folder / "model.onnx", PairReader.tensors(manifest), rating_tensors(manifest), device, threads)
+    return Version(
+        manifest,
+        folder,
+        (users, items),
+        tokenizer,
+        Predictor(graph, _array(folder / "monitor.npz", manifest.score)),
+        encoder,
+        _unknown_rows(folder / "unknown_rows.npy", manifest.layout.width),
+        _open_rated(folder, users, items),
+        tuple(read_golden(folder / "golden.jsonl", manifest.layout.width)),
+    )
 
 
 def _given(entity: GoldenEntity) -> Given:
@@ -172,6 +139,28 @@ def _open_table(folder: Path, name: str, width: int) -> Table:
             f"for the ids in {name}.ids.npy and the manifest's layout"
         )
     return table
+
+
+def _open_rated(folder: Path, users: Table, items: Table) -> Rated:
+    try:
+        rated = Rated(folder)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder}/rated.*: {error}") from None
+    offsets, numbers = rated.offsets, rated.items
+    fits = offsets.shape == (len(users) + 1,) and offsets[0] == 0 and offsets[-1] == numbers.size
+    if not fits or ((numbers < 0) | (numbers >= len(items))).any():
+        raise BundleError(f"{folder}/rated.*: is not about the {len(users)} and {len(items)} rows of the two tables")
+    return rated
+
+
+def _unknown_rows(path: Path, width: int) -> HalfArray:
+    try:
+        rows: HalfArray = np.load(path)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: {error}") from None
+    if rows.dtype != STORED or rows.shape != (2, width):
+        raise BundleError(f"{path}: is {rows.dtype} {list(rows.shape)}, expected float16 [2, {width}]")
+    return rows
 
 
 def _open_tokenizer(path: Path, manifest: Manifest) -> Tokenizer:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired
 from urllib.parse import parse_qsl
 
+import numpy as np
+import orjson
 from pydantic import (
     AfterValidator,
     ConfigDict,
@@ -25,10 +27,14 @@ from typing_extensions import TypedDict
 
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.rows import Id
-from levi_serve.bundle.schema import Attribute, Entity
+from levi_serve.bundle.schema import Attribute, Attributes, Entity
 from levi_serve.errors import Complaint, InvalidRequestError, UnknownIdError
-from levi_serve.predictor import GivenPair, Prediction
+from levi_serve.predictor import Encoded, GivenPair, Pair, Scores
 from levi_serve.problems import ProblemError
+from levi_serve.store import BoolArray, Int8Array, State
+
+TIMEOUT = "x-request-timeout-ms"
+"""The header that says how long a caller waits, in milliseconds."""
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _MAX_CHARACTERS = 1000
@@ -57,6 +63,8 @@ class Wire:
         pairs = Annotated[list[pair], Field(min_length=1, max_length=max_pairs)]  # type: ignore[valid-type]
         self._body = TypeAdapter[dict[str, Any]](_record("Pairs", {"pairs": pairs}))
         self._answer = TypeAdapter[dict[str, Any]](_record("Prediction", {**givens, **_answer_fields(manifest)}))
+        self._read_ids = [int if entity.id_type == "integer" else bytes.decode for entity in self._entities]
+        self._express = re.compile(_express_request(self._entities), re.IGNORECASE)
 
     def query(self, query: bytes) -> GivenPair:
         """The pair in a query string.
@@ -100,20 +108,79 @@ class Wire:
         user, item = self._ids
         return [GivenPair(pair[user], pair[item]) for pair in pairs]
 
-    def answer(self, prediction: Prediction) -> dict[str, Any]:
-        """One prediction as it is sent."""
+    def express(self, request: bytes) -> tuple[Id, Id, float | None] | None:
+        """Both ids and the timeout [s] of a GET that asks for nothing out of the ordinary: `request` is one whole
+        request, its ids are plain, no header changes how it is to be handled. None if it is anything else.
+        """
+        match = self._express.fullmatch(request)
+        if match is None:
+            return None
+        user, item, milliseconds = match.groups()
+        timeout = None if milliseconds is None else int(milliseconds) / 1000
+        if timeout == 0:
+            return None
+        (read_user, read_item) = self._read_ids
+        return read_user(user), read_item(item), timeout
+
+    def answers(
+        self,
+        pairs: Sequence[Pair],
+        scores: Scores,
+        trained: tuple[BoolArray, BoolArray],
+        state: tuple[Int8Array, Int8Array] | None,
+    ) -> list[bytes]:
+        """B predictions as they are sent. `trained` and `state` [B] are the user's and the item's; None: all FOUND."""
         user, item = self._ids
-        return {
-            user: prediction.user,
-            item: prediction.item,
-            "rating": prediction.rating,
-            "heads": prediction.heads,
-            "disagreement": prediction.disagreement,
-            "ood_score": prediction.ood_score,
-            "cold_start": prediction.cold_start,
-            "model": self._manifest.name,
-            "version": self._manifest.version,
-        }
+        cold = self._names_where(~trained[0], ~trained[1])
+        rest = {"model": self._manifest.name, "version": self._manifest.version}
+        numbers = zip(
+            scores.rating.tolist(),
+            scores.heads.tolist(),
+            scores.disagreement.tolist(),
+            scores.ood_score.tolist(),
+            strict=True,
+        )
+        records = [
+            {
+                user: pair[0],
+                item: pair[1],
+                "rating": rating,
+                "heads": heads,
+                "disagreement": disagreement,
+                "ood_score": ood_score,
+                "cold_start": cold_start,
+                **rest,
+            }
+            for pair, cold_start, (rating, heads, disagreement, ood_score) in zip(pairs, cold, numbers, strict=True)
+        ]
+        if state is not None:
+            missing = self._names_where(state[0] == State.DEGRADED, state[1] == State.DEGRADED)
+            for record, degraded in zip(records, missing, strict=True):
+                if degraded:
+                    record["degraded"] = degraded
+        return [orjson.dumps(record, _given, orjson.OPT_PASSTHROUGH_DATACLASS) for record in records]
+
+    def _names_where(self, user: BoolArray, item: BoolArray) -> list[list[str]]:
+        """The names of those sides of each pair for which it is true."""
+        names = [entity.name for entity in self._entities]
+        choices: tuple[list[str], ...] = ([], names[:1], names[1:], names)
+        return [choices[which] for which in (user + 2 * item.astype(np.int8)).tolist()]
+
+    @staticmethod
+    def timeout(texts: Sequence[str]) -> float | None:
+        """Seconds from the values of the header TIMEOUT; None if there is none.
+
+        Raises:
+            InvalidRequestError: it is given twice or is no whole number of milliseconds above 0.
+
+        """
+        if not texts:
+            return None
+        if len(texts) > 1:
+            raise InvalidRequestError([Complaint(TIMEOUT, "is given more than once")])
+        if not re.fullmatch("[0-9]{1,9}", texts[0]) or int(texts[0]) == 0:
+            raise InvalidRequestError([Complaint(TIMEOUT, "should be a whole number of milliseconds, 1 to 999999999")])
+        return int(texts[0]) / 1000
 
     def unknown_id(self, error: UnknownIdError, prefix: str) -> ProblemError:
         """A 404 that says what to do; `prefix` leads to the pair, as in `pairs[3].`."""
@@ -230,6 +297,12 @@ def _answer_fields(manifest: Manifest) -> dict[str, Any]:
         ],
         "model": str,
         "version": int,
+        "degraded": NotRequired[
+            Annotated[
+                list[Literal[tuple(entity.name for entity in schema.entities)]],  # type: ignore[misc]
+                Field(description="entities rated as unknown ones, since their rows could not be had at the moment"),
+            ]
+        ],
     }
 
 
@@ -271,6 +344,26 @@ _Text = Annotated[
     Field(min_length=1, max_length=_MAX_CHARACTERS, json_schema_extra={"pattern": f"^[^{_CONTROL}]*$"}),
     AfterValidator(_without_control),
 ]
+
+
+def _express_request(entities: Sequence[Entity]) -> bytes:
+    """A pattern of whole requests (RFC 9112). Header names that change how a request is handled, or that the ordinary
+    way answers to, do not match; nor does anything whose end could be disputed: bare line feeds, folded lines, bodies.
+    """
+    ids = {"integer": r"-?[0-9]{1,18}", "string": r"[A-Za-z0-9._~-]{1,200}"}
+    query = "&".join(f"{re.escape(entity.name)}=({ids[entity.id_type]})" for entity in entities)
+    handled = (
+        "content-length|transfer-encoding|expect|upgrade|te|trailer|authorization|traceparent|x-request-[a-z-]+|"
+        "connection(?!: ?keep-alive\r)"
+    )
+    headers = rf"(?:(?!(?:{handled}):)[!#$%&'*+.^_`|~0-9a-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*"
+    timeout = rf"(?:{TIMEOUT}: ?([0-9]{{1,9}})\r\n)?"
+    return rf"(?-i:GET /predict\?{query} HTTP/1\.1)\r\n{headers}{timeout}{headers}\r\n".encode()
+
+
+def _given(entity: Encoded) -> Attributes:
+    """How a new entity stands in an answer."""
+    return entity.given
 
 
 def _parameters(query: bytes) -> dict[str, list[str]]:

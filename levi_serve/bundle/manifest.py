@@ -13,8 +13,8 @@ from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.rows import Layout
 from levi_serve.bundle.schema import Frozen, Schema
 
-FORMAT = 1
-"""Bundle format that this code writes and the newest that it reads."""
+FORMAT = 2
+"""Bundle format that this code writes and the only one that it reads."""
 
 NAME = "manifest.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -68,7 +68,7 @@ def read_manifest(repository: Path, name: str, version: int) -> Manifest:
     """Read the manifest of a version and verify each of its files.
 
     Raises:
-        BundleError: no or unreadable manifest, newer format, missing file, wrong checksum.
+        BundleError: no or unreadable manifest, another format, missing file, wrong checksum.
 
     """
     path = repository / name / str(version) / NAME
@@ -83,6 +83,8 @@ def read_manifest(repository: Path, name: str, version: int) -> Manifest:
         raise BundleError(f"{path}: has no format version")
     if found > FORMAT:
         raise BundleError(f"{path}: format {found} is newer than {FORMAT}, the newest this server reads; upgrade it")
+    if found < FORMAT:
+        raise BundleError(f"{path}: format {found} is older than {FORMAT}, the only one read; export the version again")
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:

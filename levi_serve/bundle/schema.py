@@ -20,7 +20,9 @@ Value: TypeAlias = str | int | float | tuple[str, ...]
 Attributes: TypeAlias = Mapping[str, Value]
 """An entity's attributes by name. A missing key is a missing value: it has no clause and code 0."""
 
-ANSWER_FIELDS = frozenset({"rating", "heads", "disagreement", "ood_score", "cold_start", "model", "version"})
+ANSWER_FIELDS = frozenset(
+    {"rating", "heads", "disagreement", "ood_score", "cold_start", "degraded", "model", "version"}
+)
 """What a prediction tells beside its two entities, which stand in it under their own names."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]

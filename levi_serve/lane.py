@@ -1,0 +1,169 @@
+"""The express lane: a plain `GET /predict?user=138&movie=357` from the socket's bytes to the answer's bytes.
+
+A request that `Wire.express` recognises as whole and ordinary goes straight to the engine; its answer is written when
+the batch is done. It makes no task, no scope and no header list, which cost more than the model does. All else is
+uvicorn's and FastAPI's business; both ways give the same answers, byte for byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import lru_cache
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from levi_serve.batcher import Job
+from levi_serve.engine import EntityEngine
+from levi_serve.errors import OverloadedError, ServeError, UnknownIdError
+from levi_serve.live import Live, Service
+from levi_serve.metrics import Metrics
+from levi_serve.predictor import Pair
+from levi_serve.problems import MEDIA_TYPE, OVERLOADED, problem_of
+from levi_serve.protocol import Protocol
+
+log = logging.getLogger("levi")
+
+ROUTE = "/predict"
+_JSON = b"application/json"
+_PROBLEM = MEDIA_TYPE.encode()
+
+
+class Lane(Protocol):
+    """One connection. Requests on it are answered in order: while one is in the lane, what follows is held back."""
+
+    def __init__(self, *arguments: Any, live: Live, metrics: Metrics, timeout_s: float, **named: Any) -> None:
+        """`timeout_s` is what a request gets that does not say how long its caller waits."""
+        super().__init__(*arguments, **named)
+        self._live = live
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._midway = False
+        """Whether uvicorn's parser is inside a request."""
+        self._job: Job[Any, Any] | None = None
+        self._service: Service | None = None
+        self._seen = perf_counter()
+        self._held = bytearray()
+        self._last = False
+        """Whether to close after this answer."""
+        self._idle: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        self._seen = perf_counter()
+        if self._job is not None:
+            self._held += data
+            self.transport.pause_reading()
+        elif self._midway or self._pipelining() or not self._enter(data):
+            super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """Uvicorn's parser is in a request."""
+        self._midway = True
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        """And is through with it."""
+        self._midway = False
+        super().on_message_complete()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        """A client has come."""
+        super().connection_made(transport)
+        self._watch_idle(self.timeout_keep_alive)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone: its request costs nothing further."""
+        if self._job is not None:
+            self._job.cancel()
+            self._job = None
+        if self._idle is not None:
+            self._idle.cancel()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The server ends: the request in the lane is answered first."""
+        if self._job is None:
+            super().shutdown()
+        else:
+            self._last = True
+
+    def _pipelining(self) -> bool:
+        """Whether an answer of the ordinary way is still to come, or the client does not read what it is sent."""
+        return self.flow.write_paused or (self.cycle is not None and not self.cycle.response_complete)
+
+    def _enter(self, data: bytes) -> bool:
+        """Take the request into the lane, if it may."""
+        service = self._live.service
+        if service is None or not isinstance(service.engine, EntityEngine):
+            return False
+        request = service.wire.express(data)
+        if request is None:
+            return False
+        self._unset_keepalive_if_required()
+        user, item, timeout = request
+        self._service = service
+        deadline = self._seen + (self._timeout_s if timeout is None else timeout)
+        try:
+            self._job = service.engine.put(Pair(user, item), deadline, self._reply)
+        except ServeError as error:
+            self._refuse(error)
+        return True
+
+    def _reply(self, result: list[bytes] | Exception) -> None:
+        self._job = None
+        if isinstance(result, Exception):
+            self._refuse(result)
+        else:
+            self._write(200, _JSON, b"", result[0])
+        if self._held and not self.transport.is_closing():
+            held, self._held = bytes(self._held), bytearray()
+            self.transport.resume_reading()
+            self.data_received(held)
+
+    def _refuse(self, error: Exception) -> None:
+        if isinstance(error, OverloadedError):
+            self._metrics.problem(OVERLOADED)
+            self._write(429, _PROBLEM, b"retry-after: %d\r\n" % error.retry_after, _overloaded(error.retry_after))
+            return
+        if isinstance(error, UnknownIdError):
+            assert self._service is not None
+            error = self._service.wire.unknown_id(error, "")
+        problem = problem_of(error)
+        if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.error("GET %s failed", ROUTE, exc_info=error)
+        self._metrics.problem(problem.name)
+        self._write(problem.status, _PROBLEM, b"", problem.model_dump_json().encode())
+
+    def _write(self, status: int, kind: bytes, headers: bytes, body: bytes) -> None:
+        if self._last or self._live.status == "draining":
+            # The client's next request must not meet a line that is about to close.
+            self._last = True
+            headers += b"connection: close\r\n"
+        for name, value in self.server_state.default_headers:
+            headers += b"%b: %b\r\n" % (name, value)
+        head = b"%bcontent-length: %d\r\ncontent-type: %b\r\n%b\r\n" % (STATUS_LINE[status], len(body), kind, headers)
+        self.transport.write(head + body)
+        if self._last:
+            self.transport.close()
+        self._metrics.request(ROUTE, "GET", str(status), perf_counter() - self._seen)
+
+    def _close_if_idle(self) -> None:
+        quiet = perf_counter() - self._seen
+        if quiet >= self.timeout_keep_alive and self._job is None and not self._pipelining():
+            self.transport.close()
+        else:
+            self._watch_idle(max(1.0, self.timeout_keep_alive - quiet))
+
+    def _watch_idle(self, seconds: float) -> None:
+        """One timer that is moved when it fires, instead of two calls a request."""
+        self._idle = self.loop.call_later(seconds, self._close_if_idle)
+
+
+@lru_cache(maxsize=128)
+def _overloaded(retry_after: int) -> bytes:
+    """Made once: refusing must stay much cheaper than answering, or an overload feeds itself."""
+    return problem_of(OverloadedError(retry_after)).model_dump_json().encode()

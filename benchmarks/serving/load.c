@@ -238,9 +238,9 @@ static void answered(Connection *c, int status, const char *body, size_t length,
   if (w) add(&w->latency, latency), w->statuses[status]++;
   if (bodies) {
     uint32_t head[3] = {c->job.request, (uint32_t)status, (uint32_t)length};
-    double at = (double)(int64_t)(c->job.due - begin) / SECOND;
+    double times[2] = {(double)(int64_t)(c->job.due - begin) / SECOND, (double)latency / MS};
     fwrite(head, sizeof head, 1, bodies);
-    fwrite(&at, sizeof at, 1, bodies);
+    fwrite(times, sizeof times, 1, bodies);
     fwrite(body, 1, length, bodies);
   }
 }
@@ -299,11 +299,12 @@ static void start(Connection *c, Waiting job) {
 
 // A connection is free: it takes the request that waits longest, or stands by.
 static void release(Connection *c) {
+  uint64_t now = now_ns();
   c->state = IDLE;
   if (waiting_head < waiting_tail) {
     start(c, waiting[waiting_head++]);
-  } else if (!rate && sending) {
-    start(c, (Waiting){pick(), now_ns()});
+  } else if (!rate && now < end) {
+    start(c, (Waiting){pick(), now});
   } else if (!c->listed) {
     c->listed = true;
     ring[(ring_head + ring_length++) % connections] = (uint32_t)(c - pool);
@@ -488,7 +489,7 @@ static void sleep_until(uint64_t when) {
 }
 
 static void run(void) {
-  uint64_t start_time = now_ns() + 10 * MS, next_tick = start_time;
+  uint64_t start_time = now_ns(), next_tick = start_time;
   double mean_gap = rate ? SECOND / rate : 0;
   begin = start_time + (uint64_t)(warmup * SECOND);
   end = begin + (uint64_t)(seconds * SECOND);
@@ -501,7 +502,7 @@ static void run(void) {
     while (next <= now && next < end) {
       arrive(next);
       exact += mean_gap * (poisson ? -log(uniform()) : 1);
-      next = (uint64_t)exact;
+      next = (uint64_t)llround(exact);
       now = now_ns();
     }
     if (next >= end) next = NEVER;

@@ -22,7 +22,7 @@ SOURCE = Path(__file__).with_name("load.c")
 LATENESS_MS = 1.0
 """A run whose generator was later than this at p99 tells of the generator and not of the server: it is void."""
 
-_HEAD = struct.Struct("<IIId")
+_HEAD = struct.Struct("<IIIdd")
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ class Reply(NamedTuple):
     status: int
     at: float
     """Seconds since the measured time began, when it was due."""
+    ms: float
+    """From then to the end of the answer."""
     body: bytes
 
 
@@ -158,8 +160,8 @@ class Run:
         line = process.stderr.readline().decode()
         word, _, begin = line.partition(" ")
         if word != "started":
-            process.wait()
-            raise RunError((line + process.stderr.read().decode()).strip() or "load: ended at once")
+            rest = process.communicate()[1].decode()
+            raise RunError((line + rest).strip() or "load: ended at once")
         self.begin = int(begin) / 1e9
         """When the measured time begins, as `time.monotonic()` tells it."""
 
@@ -180,8 +182,8 @@ class Run:
         assert self._bodies is not None
         with self._bodies.open("rb") as file:
             while head := file.read(_HEAD.size):
-                request, status, length, at = _HEAD.unpack(head)
-                yield Reply(request, status, at, file.read(length))
+                request, status, length, at, ms = _HEAD.unpack(head)
+                yield Reply(request, status, at, ms, file.read(length))
 
 
 def write_requests(path: Path, traffic: Sequence[Traffic]) -> None:

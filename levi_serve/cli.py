@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from levi_serve import logs
 from levi_serve.bundle.commands import Command, run
 from levi_serve.listener import bind, listen, url
-from levi_serve.settings import ModelSettings, ServeSettings, masked, open_secrets
+from levi_serve.settings import ModelSettings, PublishSettings, ServeSettings, masked, open_secrets
 
 if TYPE_CHECKING:
     from levi_serve.live import Service
@@ -73,9 +73,24 @@ class Validate(ModelSettings):
         return service
 
 
+class Publish(PublishSettings):
+    """Load a version's tables into Redis. Run again after a failure: it writes every row anew."""
+
+    def __call__(self) -> None:
+        """Print what was written."""
+        from levi_serve.publish import Progress, publish
+        from levi_serve.versions import newest
+
+        number = newest(self.model_repo, self.model) if self.version == "latest" else self.version
+        progress = Progress(sys.stderr)
+        for done in publish(self.model_repo, self.model, number, self.redis, self.entity, self.ttl_s, progress):
+            rate = done.rows / done.seconds
+            print(f"{done.entity:<10} {done.rows:,} rows in {done.seconds:.1f} s, {rate:,.0f} a second")
+
+
 def main() -> int:
     """Entry point; returns the exit code."""
-    commands: dict[str, type[Command]] = {"serve": Serve, "validate": Validate}
+    commands: dict[str, type[Command]] = {"serve": Serve, "validate": Validate, "publish": Publish}
     return run("levi-serve", "Serve LEVI's predictions.", commands, sys.argv[1:], default="serve")
 
 

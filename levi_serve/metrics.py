@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,14 +20,15 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from levi_serve.store import Counts
+
 Observe = Callable[[float], None]
 Shed = Literal["queue_full", "deadline", "draining"]
-Tier = Literal["cache", "redis", "table", "encoder", "none"]
-RedisFault = Literal["timeout", "connection", "answer", "corrupt"]
 
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SIDES = ("user", "item")
+_TIERS = tuple(field.name for field in fields(Counts))
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
@@ -87,7 +89,10 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         self._lookups = Counter(
-            "levi_store_lookups", "Entities looked up, by the tier that had them.", ["tier"], registry=registry
+            "levi_store_lookups",
+            "Entities looked up, by the tier that had them or why none had.",
+            ["tier"],
+            registry=registry,
         )
         self._degraded = Counter(
             "levi_degraded",
@@ -96,6 +101,12 @@ class Metrics:
             registry=registry,
         )
         self._redis_errors = Counter("levi_redis_errors", "Calls of Redis that failed.", ["kind"], registry=registry)
+        self._redis_seconds = Histogram(
+            "levi_redis_duration_seconds",
+            "Time of a call of Redis that was answered.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self._breaker = Gauge(
             "levi_redis_breaker_open",
             "Workers that do not ask Redis at the moment, since it failed.",
@@ -112,17 +123,23 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self._left_out = Counter(
+            "levi_items_left_out",
+            "Items that were not recommended, since the model gave no finite number for them.",
+            registry=registry,
+        )
         for counter, labels in (
             (self._shed, get_args(Shed)),
-            (self._lookups, get_args(Tier)),
-            (self._redis_errors, get_args(RedisFault)),
+            (self._lookups, _TIERS),
             (self._degraded, _SIDES),
         ):
             for label in labels:
                 counter.labels(label)  # a rate needs the zero that came before the first event
+        self._tiers = {tier: self._lookups.labels(tier) for tier in _TIERS}
         self._observers: dict[tuple[str, str, str], Observe] = {}
         self._depths: dict[str, Callable[[], int]] = {}
         self._serving: Gauge | None = None
+        self._show_redis: Callable[[], None] = lambda: None
 
     def request(self, route: str, method: str, status: str, seconds: float) -> None:
         """Count one answered request under the route's template."""
@@ -154,7 +171,7 @@ class Metrics:
             runs.observe(seconds)
             waits.observe(waited)
             if self._shared is not None:
-                self._show_queues()
+                self._show_gauges()
 
         return observe
 
@@ -162,21 +179,42 @@ class Metrics:
         """Read a queue's depth whenever the metrics are read; other workers read what it was after the last run."""
         self._depths[lane] = depth
 
-    def lookups(self, tier: Tier, count: int) -> None:
-        """Count entities that a tier had; `none` are those that nobody had."""
-        self._lookups.labels(tier).inc(count)
+    def count_lookups(self) -> Callable[[Counts], None]:
+        """What counts one store's look-ups when it is shown how many there have been."""
+        seen = dict.fromkeys(_TIERS, 0)
+
+        def count(so_far: Counts) -> None:
+            for tier, counter in self._tiers.items():
+                total = getattr(so_far, tier)
+                if total != seen[tier]:
+                    counter.inc(total - seen[tier])
+                    seen[tier] = total
+
+        return count
 
     def degraded(self, side: int) -> None:
         """Count an entity that was rated as an unknown one, since its row could not be had; side 0 is the user."""
         self._degraded.labels(_SIDES[side]).inc()
 
-    def redis_error(self, kind: RedisFault) -> None:
-        """Count one call of Redis that failed: no answer in time, no line, an answer that is an error, or no row."""
-        self._redis_errors.labels(kind).inc()
+    def watch_redis(self, failures: Callable[[], dict[str, int]], available: Callable[[], bool]) -> None:
+        """Read how many calls have failed, by kind, and whether any are made, with the queues."""
+        seen: dict[str, int] = {}
 
-    def breaker(self, is_open: bool) -> None:
-        """Whether Redis is left alone for a while."""
-        self._breaker.set(is_open)
+        def show() -> None:
+            self._breaker.set(not available())
+            for kind, total in failures().items():
+                self._redis_errors.labels(kind).inc(total - seen.get(kind, 0))
+                seen[kind] = total
+
+        self._show_redis = show
+
+    def redis_call(self, seconds: float) -> None:
+        """One call of Redis that was answered."""
+        self._redis_seconds.observe(seconds)
+
+    def left_out(self, items: int) -> None:
+        """Count items that were not recommended, since the model gave no finite number for them."""
+        self._left_out.inc(items)
 
     def serving(self, model: str, version: int, views: str) -> None:
         """A model has come into service."""
@@ -191,12 +229,13 @@ class Metrics:
 
     def text(self) -> bytes:
         """The exposition, of all workers."""
-        self._show_queues()
+        self._show_gauges()
         return generate_latest(self._registry)
 
-    def _show_queues(self) -> None:
+    def _show_gauges(self) -> None:
         for lane, depth in self._depths.items():
             self._queue.labels(lane).set(depth())
+        self._show_redis()
 
 
 def forget_worker(shared: Path, worker: int) -> None:

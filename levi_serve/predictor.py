@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from levi_serve.backends.onnx import Graph, Tensor
-from levi_serve.bundle import AnyArray, DoubleArray, FloatArray, Int64Array
+from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, FloatArray, Int64Array
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.prompt import pair_sentence
 from levi_serve.bundle.rows import STORED, HalfArray, Id
@@ -18,7 +18,7 @@ from levi_serve.bundle.scores import quantile, spread
 from levi_serve.bundle.tensors import JOIN, PAIR, RATINGS
 from levi_serve.bundle.tokens import Tokenizer
 from levi_serve.encoder import pad_codes
-from levi_serve.store import BoolArray, Given, Side, State
+from levi_serve.store import Given, Side, State
 
 DECIMALS = 6
 """Answers show what float32 carries and no digits beyond."""
@@ -98,7 +98,7 @@ def entity_tensors(manifest: Manifest) -> list[Tensor]:
 def entity_feeds(users: HalfArray, items: HalfArray) -> dict[str, AnyArray]:
     """Rows [B, W] of both sides."""
     user_row, item_row = JOIN
-    return {user_row: users.astype(np.float32), item_row: items.astype(np.float32)}
+    return {user_row: users.astype(np.float32, copy=False), item_row: items.astype(np.float32, copy=False)}
 
 
 class PairText(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,15 +40,15 @@ class Version:
 
     manifest: Manifest
     folder: Path
-    tables: tuple[Table, Table]
-    """The user's and the item's."""
+    tables: tuple[Table | None, Table | None]
+    """The user's and the item's; None for one that is kept elsewhere."""
     tokenizer: Tokenizer
     predictor: Predictor
     encoder: Encoder | None
     """Entity views."""
     unknown: HalfArray
     """[2, W], the rows of a user and an item without id and attributes."""
-    rated: Rated
+    rated: Rated | None
     """What users rated in training."""
     golden: tuple[Golden, ...]
 
@@ -74,21 +75,28 @@ def newest(repository: Path, name: str) -> int:
     return max(numbers)
 
 
-def load(repository: Path, name: str, version: int, device: Device, threads: int) -> Version:
-    """Verify a version's files and open them.
+def load(
+    repository: Path, name: str, version: int, device: Device, threads: int, elsewhere: Sequence[str] = ()
+) -> Version:
+    """Verify a version's files and open them, but for the tables of entities whose rows are kept `elsewhere`.
 
     Raises:
-        BundleError: the version cannot be used; the message names the file.
+        BundleError: the version cannot be used, or has no such entities; the message names the file.
         DeviceError: the device is not there.
 
     """
-    manifest = read_manifest(repository, name, version)
+    manifest = read_manifest(repository, name, version, elsewhere)
     folder = repository / name / str(version)
     encoder_folder = repository / f"{name}_encoder" / str(version)
     _require_listed(manifest, repository, folder, encoder_folder)
     if manifest.score != SCORE:
         raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server computes ('{SCORE}')")
-    users, items = (_open_table(folder, f"{e.name}s", manifest.layout.width) for e in manifest.schema_.entities)
+    names = [entity.name for entity in manifest.schema_.entities]
+    if strange := set(elsewhere) - set(names):
+        raise BundleError(f"{folder / NAME}: has no entity '{min(strange)}'; there are {' and '.join(names)}")
+    users, items = (
+        None if entity in elsewhere else _open_table(folder, f"{entity}s", manifest.layout.width) for entity in names
+    )
     tokenizer = _open_tokenizer(folder / "tokenizer.json", manifest)
     encoder = None
     if manifest.views == "entity":
@@ -108,7 +116,7 @@ def load(repository: Path, name: str, version: int, device: Device, threads: int
         Predictor(graph, _array(folder / "monitor.npz", manifest.score)),
         encoder,
         _unknown_rows(folder / "unknown_rows.npy", manifest.layout.width),
-        _open_rated(folder, users, items),
+        _open_rated(folder, users, items) if users is not None and items is not None else None,
         tuple(read_golden(folder / "golden.jsonl", manifest.layout.width)),
     )
 

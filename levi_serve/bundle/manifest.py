@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,8 +65,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_manifest(repository: Path, name: str, version: int) -> Manifest:
-    """Read the manifest of a version and verify each of its files.
+def read_manifest(repository: Path, name: str, version: int, elsewhere: Sequence[str] = ()) -> Manifest:
+    """Read the manifest of a version and verify each of its files but the tables of entities that are kept `elsewhere`.
 
     Raises:
         BundleError: no or unreadable manifest, another format, missing file, wrong checksum.
@@ -92,8 +93,10 @@ def read_manifest(repository: Path, name: str, version: int) -> Manifest:
         raise BundleError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     if (manifest.name, manifest.version) != (name, version):
         raise BundleError(f"{path}: is the manifest of {manifest.name}/{manifest.version}; the folder was moved")
+    skipped = tuple(f"{name}/{version}/{entity}s." for entity in elsewhere)
     for file, digest in manifest.files.items():
-        _verify(repository, file, digest)
+        if not file.startswith(skipped):
+            _verify(repository, file, digest)
     return manifest
 
 

@@ -19,6 +19,7 @@ from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.observer import Observer
+from levi_serve.page.router import build_page
 from levi_serve.predictor import PairReader
 from levi_serve.problems import handle_problems, problem_schemas
 from levi_serve.proof import prove
@@ -59,6 +60,7 @@ def build_app(settings: ServeSettings, live: Live, metrics: Metrics) -> FastAPI:
     )
     router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
     app.include_router(router)
+    app.include_router(build_page())
     app.add_middleware(Observer, live=live, metrics=metrics)
     handle_problems(app, methods_by_path(router), metrics.problem)
     app.openapi = lambda: _openapi(app, live)  # type: ignore[method-assign]

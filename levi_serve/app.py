@@ -22,6 +22,7 @@ from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.observer import Observer
+from levi_serve.page.router import build_page
 from levi_serve.predictor import PairReader, entity_feeds
 from levi_serve.problems import handle_problems, problem_schemas
 from levi_serve.proof import prove
@@ -70,6 +71,7 @@ def build_app(settings: ServeSettings, live: Live, metrics: Metrics, replaces: b
     router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
     router.include_router(build_recommend_router(live, settings.max_body_bytes, settings.timeout_ms / 1000))
     app.include_router(router)
+    app.include_router(build_page())
     if settings.token:
         app.add_middleware(Guard, token=Token(settings.token.get_secret_value()), count=metrics.problem)
     app.add_middleware(Observer, live=live, metrics=metrics, access_log=settings.access_log)

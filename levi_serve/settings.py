@@ -129,8 +129,8 @@ def masked(settings: ServeSettings) -> dict[str, Any]:
 
 
 def _masked(value: Any) -> Any:
-    """Pydantic masks what it knows to be secret. A URL may hold a password before its host or among its parameters; with
-    signs of both it cannot be told where it ends.
+    """Pydantic masks what it knows to be secret. A URL may hold a password before its host or in its parameters; with
+    signs of both it cannot be told where one ends.
     """
     if not isinstance(value, str) or "://" not in value:
         return value

@@ -203,8 +203,15 @@ def masked(settings: ServeSettings) -> dict[str, Any]:
 
 
 def _masked(value: Any) -> Any:
-    """A URL's user, password and parameters may be secrets; pydantic masks the others itself."""
-    return re.sub(r"(?<=://).*@|(?<=\?).*", "***", value) if isinstance(value, str) and "://" in value else value
+    """Pydantic masks what it knows to be secret. A URL may hold a password before its host or in its parameters; with
+    signs of both it cannot be told where one ends.
+    """
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    scheme, _, rest = value.partition("://")
+    if "@" in rest and "?" in rest:
+        rest = "***"
+    return f"{scheme}://" + re.sub(r"^.*(?=@)|(?<=\?).*$", "***", rest)
 
 
 def reference() -> str:

@@ -98,16 +98,14 @@ class Crowd:
     def _client(self) -> None:
         while not self._over.is_set():
             try:
-                line = socket.create_connection(self._address, timeout=10)
+                with socket.create_connection(self._address, timeout=10) as line:
+                    while not self._over.is_set() and self._ask(line):
+                        pass
             except ConnectionRefusedError:
                 self.seen["refused"] += 1
                 return
-            with line:
-                try:
-                    while not self._over.is_set() and self._ask(line):
-                        pass
-                except OSError as error:
-                    self.seen[type(error).__name__] += 1
+            except OSError as error:
+                self.seen[type(error).__name__] += 1
 
     def _ask(self, line: socket.socket) -> bool:
         """Send one request; whether the line stays open."""

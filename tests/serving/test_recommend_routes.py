@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import threading
 import time
@@ -17,6 +18,7 @@ import pytest
 from levi_serve import recommend
 from levi_serve.bundle.schema import Attributes
 from levi_serve.errors import DeadlineError, UnsupportedError
+from levi_serve.store import State
 
 from .conftest import settings
 from .running import RunningApp
@@ -402,6 +404,41 @@ def test_items_without_numbers_never_appear(entity_toy: Toy, tmp_path: Path) -> 
         assert set(movies(app.get("/recommend?user=138"))) == {50, 357}
         assert movies(app.get("/recommend?user=138&exclude_rated=true")) == [50]
         assert samples(app.get("/metrics").text)["levi_items_left_out_total", frozenset()] == 2
+
+
+@pytest.fixture
+def _row_elsewhere(many: RunningApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store cannot say anything about user 138: the unknown user's row stands in."""
+    store, unknown = many.live.service.engine._store, many.live.service.version.unknown[0]
+    at_hand = store.at_hand
+
+    def degraded(users: list[Id], items: list[Id]) -> Any:
+        user, item = at_hand(users, items)
+        lost = np.array(users) == 138
+        user.rows[lost], user.trained[lost], user.state[lost] = unknown, False, State.DEGRADED
+        return user, item
+
+    monkeypatch.setattr(store, "at_hand", degraded)
+
+
+@pytest.mark.usefixtures("_row_elsewhere")
+def test_a_user_whose_row_cannot_be_had(many: RunningApp, many_toy: Toy) -> None:
+    """Each recommendation is what the unknown user would get, and marked as degraded."""
+    items = many.get("/recommend?user=138&k=3").json()["items"]
+    assert [(item["degraded"], item["cold_start"]) for item in items] == [(["user"], ["user"])] * 3
+    assert [list(item)[-2:] for item in items] == [["degraded", "attributes"]] * 3
+    unknown = many_toy.row(0, {}).astype(np.float32)
+    movie = many_toy.row(1, items[0]["movie"]).astype(np.float32)
+    assert items[0]["rating"] == pytest.approx((3 + unknown - movie / 2)[:HEADS].mean(), abs=1e-5)
+    assert "degraded" not in many.get("/recommend?user=7&k=1").json()["items"][0]
+
+
+@pytest.mark.usefixtures("_row_elsewhere")
+def test_a_user_whose_row_must_be_had(many: RunningApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a missing row is to be an error it is one."""
+    limits = dataclasses.replace(many.live.service.engine._limits, on_missing="error")
+    monkeypatch.setattr(many.live.service.engine, "_limits", limits)
+    problem(many.get("/recommend?user=138"), 503, "row-unavailable")
 
 
 # Under load

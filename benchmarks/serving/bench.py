@@ -51,6 +51,8 @@ class Bench:
     seed: int
     redis: str | None
     """A redis-server program; None if there is none."""
+    quick: bool = False
+    """Small tables too: only to see that everything works."""
     say: Callable[[str], None] = field(default=print)
 
     def with_bundle(self, bundle: Bundle) -> Bench:
@@ -71,6 +73,20 @@ class Bench:
         ):
             server.wait(first)
             yield server
+
+    def levi(self, *arguments: str) -> None:
+        """Run another of our commands over the bundle, on the generator's core.
+
+        Raises:
+            RunError: it failed; what it said.
+
+        """
+        program = OURS.bin(self.cache) / "levi-serve"
+        command = [str(program), *arguments, "--model-repo", str(self.bundle.repository)]
+        with load.on_core(self.load_core):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RunError(f"levi-serve {arguments[0]}: {done.stderr.strip()}")
 
     def singles(self, setting: Setting = OURS.settings[0], count: int = REQUESTS, seed: int | None = None) -> Traffic:
         """One random known pair a request."""
@@ -135,6 +151,11 @@ class Bench:
         if not worst <= tolerance:
             raise RunError(f"its answers are wrong: off by {worst:.2g} from ONNX Runtime")
         return worst
+
+
+def claim(text: str, found: Any, met: bool) -> dict[str, Any]:
+    """Something that must show, what was found, and whether it is so."""
+    return {"claim": text, "found": found, "met": bool(met)}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -100,6 +100,20 @@ class Report(BaseModel):
         answered = sum(count for status, count in self.statuses.items() if status != "200")
         return answered + sum(self.errors.values())
 
+    def brief(self) -> dict[str, Any]:
+        """What is worth keeping of one run among many."""
+        kept = {"rate", "throughput", "goodput", "queued", "statuses", "errors", "latency_ms", "lateness_ms", "classes"}
+        return self.model_dump(include=kept)
+
+    def line(self) -> str:
+        """The same for a person."""
+        failed = f", not answered {self.errors}" if self.errors else ""
+        refused = {status: count for status, count in self.statuses.items() if status != "200"}
+        return (
+            f"{self.goodput:,.0f}/s good, p50 {self.latency_ms.p50:.2f} ms, p99 {self.latency_ms.p99:.2f} ms"
+            f"{f', other answers {refused}' if refused else ''}{failed}"
+        )
+
 
 class Reply(NamedTuple):
     """One answer that was kept."""
@@ -152,9 +166,10 @@ def build(folder: Path) -> Path:
 class Run:
     """A run of the generator in the background."""
 
-    def __init__(self, process: subprocess.Popen[bytes], bodies: Path | None) -> None:
-        """Take over a started generator."""
+    def __init__(self, process: subprocess.Popen[bytes], report: Path, bodies: Path | None) -> None:
+        """Take over a started generator, which writes into these files."""
         self._process = process
+        self._report = report
         self._bodies = bodies
         assert process.stderr is not None
         line = process.stderr.readline().decode()
@@ -165,6 +180,10 @@ class Run:
         self.begin = int(begin) / 1e9
         """When the measured time begins, as `time.monotonic()` tells it."""
 
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
     def finish(self) -> Report:
         """Wait for the end.
 
@@ -172,10 +191,10 @@ class Run:
             RunError: the generator gave up; its own message.
 
         """
-        out, err = self._process.communicate()
+        said = self._process.communicate()[1].decode().strip()
         if self._process.returncode:
-            raise RunError(err.decode().strip() or f"load: ended with {self._process.returncode}")
-        return Report.model_validate_json(out)
+            raise RunError(said or f"load: ended with {self._process.returncode}")
+        return Report.model_validate_json(self._report.read_bytes())
 
     def replies(self) -> Iterator[Reply]:
         """The answers that were kept, in the order in which they came; after `finish`."""
@@ -232,9 +251,10 @@ def start(
         "bodies": bodies,
     }
     command = [str(program), *(f"--{name}={value}" for name, value in flags.items() if value is not None)]
-    with on_core(core):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return Run(process, bodies)
+    report = folder / "report.json"
+    with report.open("wb") as file, on_core(core):
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE)
+    return Run(process, report, bodies)
 
 
 @contextmanager

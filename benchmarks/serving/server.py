@@ -15,14 +15,16 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.serving.load import on_core
+from benchmarks.serving.load import get, on_core
 from levi_serve.bundle.commands import RunError
 
 READY_S = 90.0
 """The slowest framework's start, loading torch, takes a tenth of it."""
 _END_S = 20.0
 _MIB = 2**20
+_METRICS = get("/metrics")
 
 
 class Answer(NamedTuple):
@@ -124,6 +126,28 @@ class Server:
         before, start = self.cpu_s(), time.monotonic()
         time.sleep(seconds)
         return (self.cpu_s() - before) / (time.monotonic() - start)
+
+    def sample(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples with these labels, from /metrics."""
+        families = text_string_to_metric_families(self.ask(_METRICS).body.decode())
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def seconds_within(self, limit: float, status: str) -> tuple[float, float]:
+        """How many answers of this status took at most `limit` seconds inside the server, and how many there were."""
+        name = "levi_http_request_duration_seconds"
+        return (
+            self.sample(f"{name}_bucket", status=status, le=str(limit)),
+            self.sample(f"{name}_count", status=status),
+        )
+
+    def ended(self) -> bool:
+        """Whether the program itself has."""
+        return self._process.poll() is not None
 
     def signal(self, number: int) -> None:
         """Send a signal to the program itself."""

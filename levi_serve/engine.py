@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -38,7 +38,9 @@ from levi_serve.predictor import (
 )
 from levi_serve.queues import Lengths, Turns
 from levi_serve.store import BoolArray, Given, Int8Array, Side, State, Store
-from levi_serve.wire import Wire
+
+if TYPE_CHECKING:  # the core runs without the web framework that the edge brings along
+    from levi_serve.wire import Wire
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import orjson
@@ -43,8 +43,9 @@ from levi_serve.predictor import (
 from levi_serve.queues import Lengths, Turns
 from levi_serve.recommend import Recommender, ranked
 from levi_serve.store import Given, Side, State, Store
-from levi_serve.wire import Wire
-from levi_serve.wire_recommend import with_attributes
+
+if TYPE_CHECKING:  # the core runs without the web framework that the edge brings along
+    from levi_serve.wire import Wire
 
 T = TypeVar("T")
 
@@ -293,7 +294,7 @@ class EntityEngine(Engine):
         state = side.state.repeat(len(numbers)), np.zeros(len(numbers), np.int8)
         pairs = [Pair(ask.user, items.id(number)) for number in numbers]
         answers = self._wire.answers(pairs, best.scores, trained, state if side.state.any() else None)
-        return [with_attributes(a, items.attributes(n)) for a, n in zip(answers, numbers, strict=True)]
+        return [self._wire.with_attributes(a, items.attributes(n)) for a, n in zip(answers, numbers, strict=True)]
 
 
 @dataclass(slots=True, eq=False)

@@ -131,6 +131,11 @@ class Wire:
                     record["degraded"] = degraded
         return [orjson.dumps(record, _given, orjson.OPT_PASSTHROUGH_DATACLASS) for record in records]
 
+    @staticmethod
+    def with_attributes(prediction: bytes, attributes: Attributes) -> bytes:
+        """A prediction as it is sent, with what the catalogue says of its item."""
+        return prediction[:-1] + b',"attributes":' + orjson.dumps(attributes) + b"}"
+
     def _names_where(self, user: BoolArray, item: BoolArray) -> list[list[str]]:
         """The names of those sides of each pair for which it is true."""
         names = [entity.name for entity in self._entities]

@@ -9,7 +9,6 @@ import orjson
 from pydantic import Field, TypeAdapter
 
 from levi_serve.bundle.manifest import Manifest
-from levi_serve.bundle.schema import Attributes
 from levi_serve.errors import Complaint, InvalidRequestError, UnknownIdError
 from levi_serve.predictor import GivenPair
 from levi_serve.problems import ProblemError
@@ -171,8 +170,3 @@ class RecommendWire:
         user = self._entities[0]
         head = {user.name: given_type(user), "model": str, "version": int}
         return TypeAdapter(record(name, {**head, "items": Annotated[list[items], Field(description="best first")]}))
-
-
-def with_attributes(prediction: bytes, attributes: Attributes) -> bytes:
-    """A prediction as it is sent, with what the catalogue says of its item."""
-    return prediction[:-1] + b',"attributes":' + orjson.dumps(attributes) + b"}"

@@ -1,7 +1,8 @@
-"""levi_serve.versions: what may be served, and that everything else is refused with the file's name."""
+"""levi_serve.versions and proof: what may be served, and that everything else is refused with the file's name."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
+from levi_serve.app import bring_up
 from levi_serve.bundle.golden import read_golden, write_golden
 from levi_serve.bundle.manifest import BundleError
-from levi_serve.versions import load, newest
+from levi_serve.live import Service
+from levi_serve.metrics import Metrics
+from levi_serve.versions import newest
 
+from .conftest import settings
 from .toy import Toy, edit_manifest, pair_graph, vouch
 
 
@@ -30,10 +35,21 @@ def folder(repository: Path) -> Path:
     return repository / "levi" / "1"
 
 
+def brought_up(repository: Path) -> Service:
+    """Version 1, loaded and proven as the server does."""
+
+    async def proven() -> Service:
+        service = await bring_up(settings(repository, version=1), Metrics())
+        await service.engine.close()
+        return service
+
+    return asyncio.run(proven())
+
+
 def refused(repository: Path) -> str:
     """Why version 1 cannot be served, in one line."""
     with pytest.raises(BundleError) as caught:
-        load(repository, "levi", 1, "cpu", threads=1)
+        brought_up(repository)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -57,10 +73,10 @@ def test_no_version(tmp_path: Path) -> None:
 
 def test_a_whole_version_loads(toy: Toy, toy_repository: Path) -> None:
     """An untouched version of either views passes and reports how closely its golden examples were met."""
-    version = load(toy_repository, "levi", 1, "cpu", threads=1)
-    assert version.manifest.views == toy.views
-    assert len(version.examples) == 3 * 3 + 2
-    assert 0 < version.worst < 1e-5
+    service = brought_up(toy_repository)
+    assert service.version.manifest.views == toy.views
+    assert len(service.version.examples) == 3 * 3 + 2
+    assert 0 < service.golden_difference < 1e-5
 
 
 ALL_FILES = [
@@ -210,7 +226,7 @@ def test_graph_of_other_views(repository: Path, folder: Path) -> None:
         (lambda e: {"head_ratings": e.head_ratings[1:]}, "has 2 head ratings, the model gives 3"),
         (lambda e: {"sentences": [s + "." for s in e.sentences]}, "the sentences read"),
         (lambda e: {"tokens": [[*t[:-1], t[-1] + 1] for t in e.tokens]}, "the token ids of"),
-        (lambda e: {"item": e.item.model_copy(update={"id": 4711})}, "4711 is not in the catalogue"),
+        (lambda e: {"item": e.item.model_copy(update={"id": 4711})}, "id 4711 is not in the table"),
     ],
     ids=["rating", "far", "head", "heads", "sentence", "tokens", "unknown"],
 )

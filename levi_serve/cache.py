@@ -48,7 +48,7 @@ class RowCache:
         self._max_bytes = max_bytes
         self._per_entry = width * STORED().itemsize + _PER_ENTRY
         self._slots: tuple[dict[Key, int], ...] = tuple({} for _ in range(spaces))
-        places = max_bytes // self._per_entry
+        places = max_bytes // self._cost(0, b"")
         # Address space only: the system gives memory page by page when a place is first written to.
         self._rows: HalfArray = np.empty((places, width), dtype=STORED)
         self._trained: BoolArray = np.zeros(places, dtype=np.bool_)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from levi_serve.bundle.commands import parse
+from levi_serve.bundle.commands import UsageError, parse
 from levi_serve.cli import Serve
 from levi_serve.settings import ServeSettings, reference
 
@@ -54,3 +54,31 @@ def test_version_is_latest_or_a_number() -> None:
     settings = parse(Serve, "levi-serve", ["--version", "3"])
     assert isinstance(settings, Serve)
     assert settings.version == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--remote-only", "user"], "remote_only needs redis"),
+        (["--redis", "localhost:6379"], "--redis (or LEVI_REDIS): a Redis URL starts with redis://"),
+        (["--redis", "redis://h", "--redis-timeout-ms", "0"], "--redis-timeout-ms"),
+        (["--redis", "redis://h", "--redis-timeout-ms", "inf"], "--redis-timeout-ms"),
+        (["--redis-ttl-s", "0"], "--redis-ttl-s"),
+        (["--absent-s", "-1"], "--absent-s"),
+        (["--cache-mib", "-1"], "--cache-mib"),
+        (["--on-missing", "guess"], "--on-missing"),
+    ],
+)
+def test_wrong_stores(arguments: list[str], says: str) -> None:
+    """Settings of the stores that make no sense are said at start."""
+    with pytest.raises(UsageError) as caught:
+        parse(Serve, "levi-serve", arguments)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [["user,movie"], ["user", "--remote-only", "movie"], ["user, movie"]])
+def test_several_entities(given: list[str]) -> None:
+    """Entities without a table are named with commas between them or by a flag each."""
+    settings = parse(Serve, "levi-serve", ["--redis", "redis://h", "--remote-only", *given])
+    assert isinstance(settings, Serve)
+    assert settings.remote_only == ("user", "movie")

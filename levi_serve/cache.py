@@ -127,7 +127,8 @@ class Absent:
         self._ends: OrderedDict[Key, float] = OrderedDict()
 
     def __contains__(self, key: Key) -> bool:
-        return self._ends.get(key, -np.inf) > self._clock()
+        end = self._ends.get(key)
+        return end is not None and end > self._clock()
 
     def add(self, key: Key) -> None:
         """It was looked for just now."""

@@ -63,8 +63,7 @@ _ADVICE: tuple[tuple[tuple[type[Exception], ...], str | None], ...] = (
     ((RedisConnectionError, RedisTimeoutError, RedisClusterException, OSError), None),
     ((Exception,), _NO_REDIS),
 )
-"""What to do about an error, by the first of these kinds that is among its causes; None: Redis is not there, or not yet.
-"""
+"""What to do about an error, by the first of these kinds among its causes; None: Redis is not there, or not yet."""
 
 
 class RemoteError(RunError):

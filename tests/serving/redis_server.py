@@ -1,4 +1,4 @@
-"""A Redis of the tests' own: a real server process on a free loopback port, to be killed, frozen, filled or replaced."""
+"""A Redis of the tests' own: a real process on a free loopback port, to be killed, frozen, filled or replaced."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ async def emptied(server: RedisServer, load: Load, fill: Callable[[], Awaitable[
 
 async def damaged(server: RedisServer, load: Load, fill: Callable[[], Awaitable[None]]) -> None:
     """Every row is cut, replaced by noise, or by another entity's."""
-    keys = [key for key in server.client.keys() if key.count(b":") == 4]
+    keys = [key for key in server.client.keys("*") if key.count(b":") == 4]
     values = server.client.mget(keys)
     for number, key in enumerate(keys):
         bad = (values[number][:-1], os.urandom(len(values[number])), values[number - 1])

@@ -52,7 +52,7 @@ def expected(repository: Path) -> dict[bytes, Stored | bytes]:
 
 def is_there(client: redis.Redis, expected: dict[bytes, Stored | bytes]) -> bool:
     """Redis holds exactly that."""
-    if {*client.keys()} != {*expected}:
+    if {*client.keys("*")} != {*expected}:
         return False
     for key, wanted in expected.items():
         value = client.get(key)
@@ -105,7 +105,7 @@ def test_rows_expire_together(start_redis: Start, entity_toy_repository: Path) -
     """With a time to live the mark goes shortly before the rows, so that no row is missed while it stands."""
     server = start_redis()
     publish(entity_toy_repository, "levi", 1, server.url, (), 100, QUIET)
-    ends = {key: server.client.pttl(key) for key in server.client.keys()}
+    ends = {key: server.client.pttl(key) for key in server.client.keys("*")}
     marks = [end for key, end in ends.items() if re.search(rb":(user|movie)$", key)]
     rows = [end for key, end in ends.items() if re.search(rb":(user|movie):", key)]
     assert (len(marks), len(rows)) == (2, 7)
@@ -287,7 +287,7 @@ def test_several_entities(monkeypatch: pytest.MonkeyPatch, entity_toy_repository
     seen: list[tuple[str, ...]] = []
 
     def spy(*arguments: object) -> list[Published]:
-        seen.append(arguments[4])  # type: ignore[arg-type]
+        seen.append(arguments[4])
         return []
 
     monkeypatch.setattr(publishing, "publish", spy)

@@ -48,7 +48,7 @@ class RowCache:
         self._max_bytes = max_bytes
         self._per_entry = width * STORED().itemsize + _PER_ENTRY
         self._slots: tuple[dict[Key, int], ...] = tuple({} for _ in range(spaces))
-        places = max_bytes // self._per_entry
+        places = max_bytes // self._cost(0, b"")
         # Address space only: the system gives memory page by page when a place is first written to.
         self._rows: HalfArray = np.empty((places, width), dtype=STORED)
         self._trained: BoolArray = np.zeros(places, dtype=np.bool_)
@@ -127,7 +127,8 @@ class Absent:
         self._ends: OrderedDict[Key, float] = OrderedDict()
 
     def __contains__(self, key: Key) -> bool:
-        return self._ends.get(key, -np.inf) > self._clock()
+        end = self._ends.get(key)
+        return end is not None and end > self._clock()
 
     def add(self, key: Key) -> None:
         """It was looked for just now."""

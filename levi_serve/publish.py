@@ -7,6 +7,7 @@ as a whole is written last; with a time to live, all rows expire together and th
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from redis.asyncio import RedisCluster
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 
 from levi_serve.bundle.commands import UsageError
@@ -22,6 +24,8 @@ from levi_serve.bundle.manifest import Manifest, read_manifest
 from levi_serve.bundle.rows import Table
 from levi_serve.redis_url import shown
 from levi_serve.remote import Client, RemoteError, advice, connect
+
+log = logging.getLogger("levi")
 
 ROWS = 500
 """In one pipeline: about half a megabyte of rows."""
@@ -87,12 +91,29 @@ async def _publish(
             try:
                 await load.run(partial(report, entity))
             except (RedisError, OSError) as error:
-                so_far = f"{load.written:,} of {len(load.table):,} rows of {entity} were written"
-                raise RemoteError(f"{shown(url)}: {_why(error)}; {so_far}; then run the same command again") from None
+                so_far = f"({load.written:,} of {len(load.table):,} rows of {entity} were written)"
+                raise RemoteError(f"{shown(url)}: {_why(error)} {so_far}; then run the same command again") from None
             done.append(Published(entity, load.written, time.perf_counter() - start))
+        await _warn_of_eviction(client, url)
     finally:
         await client.aclose()
     return done
+
+
+async def _warn_of_eviction(client: Client, url: str) -> None:
+    if isinstance(client, RedisCluster):  # its nodes may differ
+        return
+    try:
+        policy = str((await client.info("memory")).get("maxmemory_policy", ""))
+    except RedisError:  # not everybody may ask
+        return
+    if policy.startswith("allkeys"):
+        log.warning(
+            "redis %s: drops any key when it is full (%s), and users or items that it drops are answered as unknown; "
+            "set its maxmemory-policy to noeviction or volatile-lru",
+            shown(url),
+            policy,
+        )
 
 
 class _Load:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+_FORM = "it should look like redis://HOST:6379/0, with %2F, %3F and %23 for /, ? and # in a password"
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _OPTIONS = {
     "redis": (),
@@ -33,8 +34,11 @@ def check_redis_url(url: str) -> str:
         raise ValueError(f"a Redis URL starts with {', '.join(f'{s}://' for s in SCHEMES[:-1])} or {SCHEMES[-1]}://")
     try:
         parts, port = urlsplit(url), urlsplit(url).port
+        readable = not parts.fragment
     except ValueError:
-        raise ValueError("its host or port cannot be read; it should look like redis://HOST:6379") from None
+        readable = False
+    if not readable:
+        raise ValueError(f"its host or port cannot be read; {_FORM}")
     _check_place(parts, port)
     _check_options(parts)
     return url
@@ -58,17 +62,15 @@ def shown(url: str) -> str:
 
 
 def _check_place(parts: SplitResult, port: int | None) -> None:
-    if parts.fragment:
-        raise ValueError("it has a '#'; in a password write %23")
     if parts.scheme == "unix":
         if parts.hostname or len(parts.path) < 2:
             raise ValueError("a socket is given by its path: unix:///run/redis.sock")
         return
     if not parts.hostname or port == 0:
-        raise ValueError("it names no host or no port; it should look like redis://HOST:6379")
+        raise ValueError(f"it names no host or no port; {_FORM}")
     database = parts.path.removeprefix("/")
     if database and not (database.isascii() and database.isdigit()):
-        raise ValueError(f"'{parts.path}' is no database; that is a number, as in redis://HOST:6379/0")
+        raise ValueError(f"what follows the host is no database, which is a number; {_FORM}")
     if parts.scheme.endswith("+cluster") and int(database or 0) > 0:
         raise ValueError("a cluster has no databases but 0")
 
@@ -77,7 +79,7 @@ def _check_options(parts: SplitResult) -> None:
     allowed = _OPTIONS[parts.scheme.removesuffix("+cluster")]
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in allowed:
-            raise ValueError(f"{parts.scheme}:// has no option '{name}'; it has {', '.join(allowed) or 'none'}")
+            raise ValueError(f"it has an option that is none of {parts.scheme}://'s: {', '.join(allowed) or 'none'}")
         if name in _FILES and not Path(value).is_file():
             raise ValueError(f"{name}={value}: there is no such file")
         if name == "db" and not (value.isascii() and value.isdigit()):

@@ -74,12 +74,7 @@ class Remote:
     """One Redis, or one cluster. It belongs to the event loop that first awaits it."""
 
     def __init__(self, url: str, timeout_s: float, observe: Callable[[float], None] = lambda _: None) -> None:
-        """A call takes `timeout_s` at most; `observe` gets the seconds of each one that was answered.
-
-        Raises:
-            RemoteError: the URL has an option that there is not.
-
-        """
+        """A call takes `timeout_s` at most; `observe` gets the seconds of each one that was answered."""
         self.failures = 0
         """Calls that were not answered, or not usably, or not in time."""
         self.write_failures = 0
@@ -182,7 +177,7 @@ class Remote:
     async def _probe(self, client: Client) -> Exception | None:
         """Connect, then ask what calls ask, within a call's time."""
         try:
-            async with asyncio.timeout(PROBE_S):
+            async with asyncio.timeout(max(self._timeout_s, PROBE_S)):
                 await _mget(client, _PROBES)
             async with asyncio.timeout(self._timeout_s):
                 await _mget(client, _PROBES)
@@ -192,25 +187,16 @@ class Remote:
 
 
 def connect(url: str, timeout_s: float) -> Client:
-    """A client that neither retries nor waits longer than `timeout_s` for a connection or an answer.
-
-    Raises:
-        RemoteError: the URL has an option that there is not.
-
-    """
+    """A client that waits no longer than `timeout_s` for a connection or an answer."""
     options: dict[str, Any] = {
         "protocol": 3,
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
-        "socket_keepalive": True,
-        "retry": Retry(NoBackoff(), 0),
+        # Only for a connection that was cut while nobody used it: one that is refused or silent is not tried again.
+        "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
-    kind = RedisCluster if is_cluster(url) else Redis
-    try:
-        return kind.from_url(node_url(url), **options)
-    except (TypeError, ValueError) as error:
-        raise RemoteError(f"{shown(url)}: {error}") from None
+    return (RedisCluster if is_cluster(url) else Redis).from_url(node_url(url), **options)
 
 
 async def _mget(client: Client, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -75,7 +75,7 @@ class Table:
         """Row numbers [len(ids)]; -1 for an id that is not in the catalogue."""
         if self.ids.dtype.kind != "S":
             return self._find(np.array(ids, dtype=np.int64))
-        keys = [str(i).encode() for i in ids]
+        keys = [str(i).encode("utf-8", "surrogatepass") for i in ids]
         # NumPy drops NULs at the end of text and cuts text to the table's width: such ids are not the ones it finds.
         whole = [len(key) <= self.ids.itemsize and not key.endswith(b"\0") for key in keys]
         return np.where(whole, self._find(np.array(keys, dtype=self.ids.dtype)), -1)

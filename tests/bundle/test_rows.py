@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,17 @@ def test_text_ids(tmp_path: Path) -> None:
     assert [table.id(row) for row in range(len(table))] == ["", "B00", "b00", "Ä1", "日本"]
 
 
+def test_a_long_text_costs_no_copy_of_the_table(tmp_path: Path) -> None:
+    """An id that is longer than all of the table's is not found, and the table is not widened to compare it."""
+    table = write(tmp_path, [f"{i:05}" for i in range(1000)])
+    tracemalloc.start()
+    try:
+        assert table.find(["0" * 100_000, "00007", "\ud800"]).tolist() == [-1, 7, -1]
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
 @given(st.sets(st.integers(-(2**62), 2**62), min_size=1, max_size=20), st.sets(st.integers(-(2**62), 2**62)))
 def test_any_integers(ids: set[int], others: set[int]) -> None:
     """Every stored integer is found in its row, and no other one is."""
@@ -95,6 +107,6 @@ def test_rows_are_rounded_to_the_stored_type(tmp_path: Path) -> None:
 def test_a_table_is_memory_mapped(tmp_path: Path) -> None:
     """A table stays on disk and cannot be written to by accident."""
     table = write(tmp_path, [1, 2])
-    assert all(isinstance(a, np.memmap) for a in (table.ids, table.rows, table.trained))
+    assert all(isinstance(a.base, np.memmap) for a in (table.ids, table.rows, table.trained))
     with pytest.raises(ValueError, match="read-only"):
         table.rows[0] = 0

@@ -17,6 +17,7 @@ import pytest
 
 from levi_serve.cli import Serve
 
+from .redis_server import RedisServer
 from .running import RunningApp
 from .toy import Toy
 
@@ -142,3 +143,19 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     yield starter
     for process in processes:
         process.close()
+
+
+@pytest.fixture
+def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Starts real Redis servers with given options, and kills them."""
+    servers: list[RedisServer] = []
+
+    def starter(*options: str, **keywords: str) -> RedisServer:
+        folder = tmp_path / f"redis{len(servers)}"
+        folder.mkdir()
+        servers.append(RedisServer(folder, *options, **keywords))
+        return servers[-1]
+
+    yield starter
+    for server in servers:
+        server.kill()

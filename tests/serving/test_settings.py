@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from levi_serve.bundle.commands import parse
+from levi_serve.bundle.commands import UsageError, parse
 from levi_serve.cli import Serve
 from levi_serve.settings import ServeSettings, masked, open_secrets, reference
 
@@ -109,3 +109,31 @@ def test_a_worker_gets_every_setting(tmp_path: Path) -> None:
     again = Serve(_cli_parse_args=False, _env_file=None, **json.loads(json.dumps(open_secrets(given))))
     assert again == given.model_copy(update={"token_file": None})
     assert again.token == SecretStr("t0ken")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--remote-only", "user"], "remote_only needs redis"),
+        (["--redis", "localhost:6379"], "--redis (or LEVI_REDIS): a Redis URL starts with redis://"),
+        (["--redis", "redis://h", "--redis-timeout-ms", "0"], "--redis-timeout-ms"),
+        (["--redis", "redis://h", "--redis-timeout-ms", "inf"], "--redis-timeout-ms"),
+        (["--redis-ttl-s", "0"], "--redis-ttl-s"),
+        (["--absent-s", "-1"], "--absent-s"),
+        (["--cache-mib", "-1"], "--cache-mib"),
+        (["--on-missing", "guess"], "--on-missing"),
+    ],
+)
+def test_wrong_stores(arguments: list[str], says: str) -> None:
+    """Settings of the stores that make no sense are said at start."""
+    with pytest.raises(UsageError) as caught:
+        parse(Serve, "levi-serve", arguments)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [["user,movie"], ["user", "--remote-only", "movie"], ["user, movie"]])
+def test_several_entities(given: list[str]) -> None:
+    """Entities without a table are named with commas between them or by a flag each."""
+    settings = parse(Serve, "levi-serve", ["--redis", "redis://h", "--remote-only", *given])
+    assert isinstance(settings, Serve)
+    assert settings.remote_only == ("user", "movie")

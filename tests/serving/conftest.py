@@ -93,7 +93,11 @@ class Process:
         self._file = log.open("w")
         command = [sys.executable, "-W", "error", "-m", "levi_serve.cli", "--port", "0", "--threads", "1", *arguments]
         self.popen = subprocess.Popen(command, stdout=self._file, stderr=subprocess.STDOUT, cwd=ROOT)
-        self.url = self._await(lambda: re.search(r"listening on (http://[^\s\"]+)", self.text()))[1]
+        try:
+            self.url = self._await(lambda: re.search(r"listening on (http://[^\s\"]+)", self.text()))[1]
+        except BaseException:
+            self.popen.kill()
+            raise
         self.http = httpx.Client(base_url=self.url, timeout=10)
 
     def text(self) -> str:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +23,9 @@ import pytest
 
 from levi_serve import app as app_module
 from levi_serve.bundle.manifest import BundleError
+from levi_serve.listener import bind
 from levi_serve.metrics import Metrics
+from levi_serve.workers import Workers
 
 from .conftest import ROOT, Process, settings, until
 
@@ -179,6 +182,19 @@ def test_parent_killed_at_once_leaves_no_orphan(start: Start, entity_toy_reposit
     until(lambda: not any(child.is_running() for child in children))
 
 
+def test_worker_that_starts_while_all_end() -> None:
+    """It is told so too, and the parent need not wait for it in vain."""
+
+    async def late() -> str:
+        with bind("127.0.0.1", 0) as address, tempfile.TemporaryDirectory() as shared:
+            parent = Workers(address, 1, {"drain_s": 0}, patience_s=20)
+            parent._shared = Path(shared)
+            parent._ending.set()
+            return await asyncio.wait_for(parent._live(0, parent._socket(), replaces=False), 20)
+
+    assert asyncio.run(late()) == "ended with exit code 0"
+
+
 def test_killed_worker_is_replaced(start: Start, entity_toy_repository: Path) -> None:
     """While one worker is killed and comes back, whoever connects is served at once by the other; only the killed
     one's clients lose a line. No counter goes back.
@@ -205,14 +221,15 @@ def test_killed_worker_is_replaced(start: Start, entity_toy_repository: Path) ->
 
 
 def test_worker_that_dies_again_is_started_less_often(start: Start, entity_toy_repository: Path) -> None:
-    """The second death in a row is followed by a pause, the third by a longer one; a worker that is asked to end does,
-    and is replaced too.
+    """The second death in a row is followed by a pause, the third by a longer one, and meanwhile one worker is ready;
+    a worker that is asked to end does, and is replaced too.
     """
     server = start_two(start, entity_toy_repository, "--drain-s", "0")
     for deaths, number in enumerate((signal.SIGTERM, signal.SIGKILL, signal.SIGKILL)):
         server.ready(2 + deaths)
         os.kill(int(re.findall(r"worker 0 is process (\d+)", server.text())[-1]), number)
         until(lambda so_far=deaths: server.text().count("the next one starts") > so_far, server.text)
+    until(lambda: sample(httpx.get(f"{server.url}/metrics").text, "levi_ready") == 1)
     assert re.findall(r"worker 0 (.*; .*)", server.text()) == [
         "ended with exit code 0; the next one starts in 0 s",
         "was ended by SIGKILL; the next one starts in 0.5 s",

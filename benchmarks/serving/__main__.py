@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-from rich.console import Console
 
 from benchmarks.serving import load
 from benchmarks.serving.bench import Bench, commit, machine
@@ -28,7 +27,7 @@ from benchmarks.serving.compare import compare
 from benchmarks.serving.environments import ROOT
 from benchmarks.serving.lineup import LINEUP
 from benchmarks.serving.redis_server import find_redis
-from benchmarks.serving.report import plots, tables
+from benchmarks.serving.report import plots, tables, terminal
 from benchmarks.serving.scenarios import SCENARIOS
 from levi_serve.bundle.commands import Command, RunError, run
 from training.checkpoint import write_json
@@ -91,7 +90,7 @@ class Measure(Results):
 
     def __call__(self) -> None:
         """Measure section by section; each is written as soon as it is done."""
-        console = Console()
+        console = terminal()
         os.sched_setaffinity(0, {self.load_core})
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILES, hard), hard))
@@ -137,6 +136,7 @@ class Measure(Results):
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
             "bundle": {key: bench.bundle.manifest[key] for key in ("views", "layout", "layers", "run")},
+            "quick": bench.quick,
             "repeats": bench.repeats,
             "seconds": bench.seconds,
             "warmup": bench.warmup,
@@ -168,7 +168,7 @@ class Report(Results):
         found = self.read()
         if not found:
             raise RunError(f"{self.out}: holds no figures; measure first")
-        console = Console()
+        console = terminal()
         for table in tables(found):
             if self.markdown:
                 print(table.markdown())

@@ -10,6 +10,14 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
 
+_PLAIN_WIDTH = 160
+
+
+def terminal() -> Console:
+    """A file or pipe has no width of its own."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -22,12 +30,13 @@ class Table:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """For a terminal."""
-        table = RichTable(title=self.title, caption=self.note)
+        table = RichTable(title=self.title, title_justify="left")
         for i, column in enumerate(self.columns):
             table.add_column(column, justify="left" if i == 0 else "right")
         for row in self.rows:
             table.add_row(*row)
         yield table
+        yield self.note
 
     def markdown(self) -> str:
         """For a page."""
@@ -66,10 +75,10 @@ def plots(found: dict[str, Any], folder: Path) -> None:
 
 
 def _peers(name: str, section: dict[str, Any]) -> Table:
-    rows = []
+    rows, left_out = [], ""
     for server, result in section["servers"].items():
         if "summary" not in result:
-            rows.append([server, result.get("left_out") or "; ".join(result.get("failed", [])), *[""] * 7])
+            left_out += f" No figure of {server}: {result.get('left_out') or '; '.join(result['failed'])}."
             continue
         s, ratio = result["summary"], section["ratios"].get(server)
         rows.append(
@@ -96,7 +105,7 @@ def _peers(name: str, section: dict[str, Any]) -> Table:
         "idle CPU",
         "off by",
     )
-    return Table(name, _how(section), columns, rows)
+    return Table(name, _how(section) + left_out, columns, rows)
 
 
 def _how(section: dict[str, Any]) -> str:

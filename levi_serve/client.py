@@ -85,14 +85,19 @@ class Client:
         """Ratings of many pairs, in order."""
         return [_prediction(one) for one in self._send("POST", "/predict", json={"pairs": list(pairs)})]
 
-    def recommend(self, *, k: int = 10, exclude_rated: bool = False, **user: Id) -> list[Prediction]:
-        """The best `k` items of the catalogue, best first: `recommend(user=138)`."""
+    def recommend(self, *, k: int = 10, exclude_rated: bool = False, **user: Given) -> list[Prediction]:
+        """The best `k` items of the catalogue, best first: `recommend(user=138)` or `recommend(user={"age": 30})`."""
+        if any(isinstance(given, Mapping) for given in user.values()):
+            return _listed(self._send("POST", "/recommend", json={**user, "k": k, "exclude_rated": exclude_rated}))
         options = {"k": k, "exclude_rated": "true" if exclude_rated else "false"}
         return _listed(self._send("GET", "/recommend", params={**user, **options}))
 
-    def rank(self, items: Iterable[Id], **user: Id) -> list[Prediction]:
-        """These items, best first: `rank([357, 50], user=138)`."""
-        return _listed(self._send("POST", "/rank", json={**user, "items": list(items)}))
+    def rank(self, **candidates: Given | Iterable[Given]) -> list[Prediction]:
+        """Some items, best first: `rank(user=138, movies=[357, {"title": "A New Film (2026)"}])`."""
+        body = {
+            name: given if isinstance(given, int | str | Mapping) else list(given) for name, given in candidates.items()
+        }
+        return _listed(self._send("POST", "/rank", json=body))
 
     def info(self) -> dict[str, Any]:
         """What the server is and which model it serves."""

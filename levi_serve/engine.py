@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -274,7 +273,7 @@ class EntityEngine(Engine):
         side, _ = await self._look_up([known], [])
         if error := self._missing([known], side.state.tolist()):
             raise error
-        ask = _Ask(known, side, k, exclude, deadline)
+        ask = _Ask(known, side, k, exclude)
         try:
             (answers,) = await self._recommend.submit([ask], deadline)
         finally:
@@ -287,7 +286,7 @@ class EntityEngine(Engine):
 
     def _recommended(self, recommender: Recommender, ask: _Ask) -> list[bytes]:
         side, items = ask.side, recommender.items
-        best = recommender.top(side.rows[0], ask.k, ask.exclude, ask.wanted)
+        best = recommender.top(side.rows[0], ask.k, ask.exclude, lambda: not ask.over)
         self._metrics.left_out(best.unusable)
         numbers = best.numbers.tolist()
         trained = side.trained.repeat(len(numbers)), items.trained[best.numbers]
@@ -299,19 +298,15 @@ class EntityEngine(Engine):
 
 @dataclass(slots=True, eq=False)
 class _Ask:
-    """A wish for recommendations, and whether it still is one."""
+    """A wish for recommendations."""
 
     user: Known
     side: Side
     """The same, looked up."""
     k: int
     exclude: AnyArray
-    deadline: float
     over: bool = False
-
-    def wanted(self) -> bool:
-        """Whether somebody waits for the answer."""
-        return not self.over and perf_counter() <= self.deadline
+    """Nobody waits for the answer any more: its time is up, or its caller has gone."""
 
 
 class _Read(NamedTuple):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, values
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -23,11 +22,13 @@ from prometheus_client.registry import Collector
 from levi_serve.store import Counts
 
 Observe = Callable[[float], None]
-Shed = Literal["queue_full", "deadline", "draining"]
 
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SIDES = ("user", "item")
+_SHEDDING = ("overloaded", "deadline", "not-ready")
+"""Problems that mean too much load: alerts look at them from the start."""
+_REDIS_FAILURES = ("call", "write", "dropped")
 _TIERS = tuple(field.name for field in fields(Counts))
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
@@ -63,7 +64,6 @@ class Metrics:
             registry=registry,
         )
         self._errors = Counter("levi_errors", "Requests answered with a problem.", ["problem"], registry=registry)
-        self._shed = Counter("levi_shed", "Requests turned away unanswered.", ["reason"], registry=registry)
         self._sizes = Histogram(
             "levi_batch_size", "Items in one model run.", ["lane"], buckets=_SIZES, registry=registry
         )
@@ -129,8 +129,9 @@ class Metrics:
             registry=registry,
         )
         for counter, labels in (
-            (self._shed, get_args(Shed)),
+            (self._errors, _SHEDDING),
             (self._lookups, _TIERS),
+            (self._redis_errors, _REDIS_FAILURES),
             (self._degraded, _SIDES),
         ):
             for label in labels:
@@ -157,10 +158,6 @@ class Metrics:
     def problem(self, name: str) -> None:
         """Count one problem by its kind."""
         self._errors.labels(name).inc()
-
-    def shed(self, reason: Shed) -> None:
-        """Count one request that was turned away, or whose time ran out before it was answered."""
-        self._shed.labels(reason).inc()
 
     def observe_batches(self, lane: str) -> Callable[[int, float, float], None]:
         """What a batcher calls with the size, the duration [s] and the oldest item's wait [s] of each run."""

@@ -200,14 +200,30 @@ def test_recommend(scripted: Callable[..., Any]) -> None:
     assert "authorization" not in seen[0][2]
 
 
+def test_best_items_of_a_server(client: Client, toy: Toy) -> None:
+    """The server understands both, for known users and for new ones, and each item is complete."""
+    new = {"age": 30}
+    for user in (138, new):
+        ranked = client.rank(user=user, movies=[50, NEW_FILM, 357])
+        assert [one.rating for one in ranked] == sorted((one.rating for one in ranked), reverse=True)
+        assert all(one.entities["user"] == user and one.model == "levi" for one in ranked)
+        if toy.views == "pair":
+            with pytest.raises(LeviError, match="409 Unsupported"):
+                client.recommend(user=user)
+            continue
+        best = client.recommend(user=user, k=2, exclude_rated=True)
+        assert len(best) == 2
+        assert all(one.attributes and one.entities["user"] == user for one in best)
+
+
 def test_rank(scripted: Callable[..., Any]) -> None:
-    """A user and candidates, by position or by name."""
+    """A user and candidates under the names of the schema."""
     url, seen = scripted((200, {}, LISTED), (200, {}, LISTED))
     with Client(url, "t") as client:
-        assert [one.entities["movie"] for one in client.rank(items=[50, 357], user=138)] == [357, 50]
-        client.rank(iter((50, 357)), user=138)
+        assert [one.entities["movie"] for one in client.rank(user=138, movies=[50, 357])] == [357, 50]
+        client.rank(movies=iter((50, 357)), user=138)
     for method, path, headers, body in seen:
-        assert (method, path, body) == ("POST", "/rank", {"user": 138, "items": [50, 357]})
+        assert (method, path, body) == ("POST", "/rank", {"user": 138, "movies": [50, 357]})
         assert headers["authorization"] == "Bearer t"
 
 

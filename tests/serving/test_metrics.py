@@ -7,14 +7,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from levi_serve.metrics import Metrics, RedisFault, Shed, Tier, forget_worker
+from levi_serve.metrics import Metrics, forget_worker
+from levi_serve.store import Counts
 
 from .conftest import ROOT
 
@@ -56,22 +57,23 @@ def test_requests(make: Callable[[], Metrics]) -> None:
 def test_counters(make: Callable[[], Metrics]) -> None:
     """What may happen is there from the start as zero, and counts."""
     metrics = make()
-    expected = {("levi_shed_total", "reason", reason) for reason in get_args(Shed)}
-    expected |= {("levi_store_lookups_total", "tier", tier) for tier in get_args(Tier)}
-    expected |= {("levi_redis_errors_total", "kind", kind) for kind in get_args(RedisFault)}
+    expected = {("levi_errors_total", "problem", problem) for problem in ("overloaded", "deadline", "not-ready")}
+    expected |= {("levi_store_lookups_total", "tier", field.name) for field in fields(Counts)}
+    expected |= {("levi_redis_errors_total", "kind", kind) for kind in ("call", "write", "dropped")}
     expected |= {("levi_degraded_total", "side", side) for side in ("user", "item")}
     assert [value(metrics, name, **{label: known}) for name, label, known in expected] == [0.0] * len(expected)
-    metrics.shed("deadline")
-    metrics.lookups("table", 5)
-    metrics.lookups("table", 2)
-    metrics.redis_error("timeout")
+    one, other = metrics.count_lookups(), metrics.count_lookups()
+    one(Counts(table=5))
+    other(Counts(table=1, redis=3))
+    one(Counts(table=6))
+    metrics.redis_call(0.001)
     metrics.degraded(0)
     metrics.degraded(1)
     metrics.degraded(1)
     metrics.problem("overloaded")
-    assert value(metrics, "levi_shed_total", reason="deadline") == 1
     assert value(metrics, "levi_store_lookups_total", tier="table") == 7
-    assert value(metrics, "levi_redis_errors_total", kind="timeout") == 1
+    assert value(metrics, "levi_store_lookups_total", tier="redis") == 3
+    assert value(metrics, "levi_redis_duration_seconds_count") == 1
     assert value(metrics, "levi_degraded_total", side="user") == 1
     assert value(metrics, "levi_degraded_total", side="item") == 2
     assert value(metrics, "levi_errors_total", problem="overloaded") == 1
@@ -97,7 +99,8 @@ def test_states(make: Callable[[], Metrics]) -> None:
     """Readiness, the breaker and the model in service go up and down."""
     metrics = make()
     metrics.ready(True)
-    metrics.breaker(True)
+    failures, available = {"call": 2}, False
+    metrics.watch_redis(lambda: failures, lambda: available)
     metrics.serving("levi", 1, "entity")
     metrics.serving("levi", 2, "entity")
     assert value(metrics, "levi_ready") == 1
@@ -105,9 +108,11 @@ def test_states(make: Callable[[], Metrics]) -> None:
     assert value(metrics, "levi_model_info", model="levi", version="1", views="entity") == 0
     assert value(metrics, "levi_model_info", model="levi", version="2", views="entity") == 1
     metrics.ready(False)
-    metrics.breaker(False)
+    failures, available = {"call": 5, "write": 1}, True
     assert value(metrics, "levi_ready") == 0
     assert value(metrics, "levi_redis_breaker_open") == 0
+    assert value(metrics, "levi_redis_errors_total", kind="call") == 5
+    assert value(metrics, "levi_redis_errors_total", kind="write") == 1
 
 
 def test_series_are_few(make: Callable[[], Metrics]) -> None:
@@ -140,15 +145,16 @@ def worker(shared: Path, number: int, program: str) -> dict[tuple[str, frozenset
     """What a worker tells after it has run `program` on its metrics `m`; it is a process of its own, which ends."""
     code = (
         "import sys; from pathlib import Path; from levi_serve.metrics import Metrics;"
-        f"m = Metrics(Path(sys.argv[1]), {number}); {program}; print(m.text().decode())"
+        f"from levi_serve.store import Counts; m = Metrics(Path(sys.argv[1]), {number}); {program}; print(m.text().decode())"
     )
     command = [sys.executable, "-c", code, str(shared)]
     return samples(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
 WORK = (
-    "[m.request('/predict', 'GET', '200', 0.01) for _ in range({times})]; m.lookups('cache', {times}); m.ready(True);"
-    "m.breaker(True); m.serving('levi', 1, 'entity'); m.watch_queue('score', lambda: 10 * {times});"
+    "[m.request('/predict', 'GET', '200', 0.01) for _ in range({times})]; m.count_lookups()(Counts(cache={times}));"
+    "m.watch_redis(lambda: {{}}, lambda: False); m.ready(True); m.serving('levi', 1, 'entity');"
+    "m.watch_queue('score', lambda: 10 * {times});"
     "m.observe_batches('score')(1, 0.1, 0.1)"
 )
 ANSWERED = (DURATION + "_count", frozenset({("route", "/predict"), ("method", "GET"), ("status", "200")}))
@@ -207,7 +213,7 @@ def test_the_environment_does_not_decide(tmp_path: Path) -> None:
     """A variable that is meant for other programs neither moves a lone server's numbers nor breaks them."""
     code = (
         "from levi_serve.metrics import Metrics; m = Metrics(); m.ready(True); m.watch_queue('score', lambda: 3);"
-        "m.shed('deadline'); print(m.text().decode())"
+        "m.problem('deadline'); print(m.text().decode())"
     )
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     ended = subprocess.run(

@@ -118,6 +118,8 @@ def test_untrained_movies_are_marked(entity_app: RunningApp) -> None:
     """A movie of the catalogue without a fitted rating is recommended too, and marked."""
     cold = {i["movie"]: i["cold_start"] for i in entity_app.get("/recommend?user=138").json()["items"]}
     assert cold == {357: [], 50: [], 1001: ["movie"]}
+    left = entity_app.get("/recommend?user=138&exclude_rated=true").json()["items"]
+    assert {i["movie"]: i["cold_start"] for i in left} == {50: [], 1001: ["movie"]}
 
 
 @pytest.mark.parametrize("user", [138, 7, 9])

@@ -12,22 +12,28 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from levi_serve.backends.onnx import DeviceError
+from levi_serve.bundle.commands import RunError
+from levi_serve.bundle.keys import Keys
 from levi_serve.bundle.manifest import BundleError
+from levi_serve.cache import RowCache
 from levi_serve.cores import usable_cores
 from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
+from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.observer import Observer
 from levi_serve.page.router import build_page
-from levi_serve.predictor import PairReader
+from levi_serve.predictor import PairReader, entity_feeds
 from levi_serve.problems import handle_problems, problem_schemas
 from levi_serve.proof import prove
+from levi_serve.recommend import Recommender
 from levi_serve.routes import build_router, methods_by_path
+from levi_serve.routes_recommend import build_recommend_router
 from levi_serve.settings import ServeSettings
-from levi_serve.store import TableStore
+from levi_serve.store import Store, TableStore
 from levi_serve.versions import Version, load, newest
 from levi_serve.wire import Wire
+from levi_serve.wire_recommend import RecommendWire
 
 log = logging.getLogger("levi")
 
@@ -35,14 +41,18 @@ API_VERSION = "1"
 """Of the HTTP interface, not of the program or the model."""
 
 
-def build_app(settings: ServeSettings, live: Live, metrics: Metrics) -> FastAPI:
+def build_app(settings: ServeSettings, live: Live, metrics: Metrics, replaces: bool = False) -> FastAPI:
     """The application. It starts at once and loads its model meanwhile; one that cannot be used leaves it up, not
-    ready, and able to say why.
+    ready, and able to say why. One that `replaces` another while others serve starts when it is ready, or not at all.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(settings, live, metrics))
+        if replaces:
+            await loading
+            if live.service is None:
+                live.give_up(RunError(live.reason))
         yield
         loading.cancel()
         with suppress(asyncio.CancelledError):
@@ -59,11 +69,14 @@ def build_app(settings: ServeSettings, live: Live, metrics: Metrics) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
     )
     router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
+    router.include_router(build_recommend_router(live, settings.max_body_bytes, settings.timeout_ms / 1000))
     app.include_router(router)
     app.include_router(build_page())
-    app.add_middleware(Observer, live=live, metrics=metrics)
+    if settings.token:
+        app.add_middleware(Guard, token=Token(settings.token.get_secret_value()), count=metrics.problem)
+    app.add_middleware(Observer, live=live, metrics=metrics, access_log=settings.access_log)
     handle_problems(app, methods_by_path(router), metrics.problem)
-    app.openapi = lambda: _openapi(app, live)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, live, settings.token is not None)  # type: ignore[method-assign]
     return app
 
 
@@ -76,22 +89,53 @@ async def bring_up(settings: ServeSettings, metrics: Metrics) -> Service:
 
     """
     number = newest(settings.model_repo, settings.model) if settings.version == "latest" else settings.version
-    threads = settings.threads or usable_cores()
-    version = await asyncio.to_thread(load, settings.model_repo, settings.model, number, settings.device, threads)
+    threads = settings.threads or max(1, usable_cores() // settings.workers)
+    version = await asyncio.to_thread(
+        load, settings.model_repo, settings.model, number, settings.device, threads, settings.remote_only
+    )
     wire = Wire(version.manifest, version.examples[0], settings.max_pairs)
-    engine = _engine(version, wire, settings, metrics)
+    lists = RecommendWire(version.manifest, version.examples[0], settings.max_k, settings.max_pairs)
+    engine = _engine(version, await _store(version, settings, metrics), wire, settings, metrics)
     try:
-        return Service(version, engine, wire, await prove(version, engine))
+        return Service(version, engine, wire, lists, await prove(version, engine))
     except BaseException:
         await engine.close()
         raise
 
 
-def _engine(version: Version, wire: Wire, settings: ServeSettings, metrics: Metrics) -> Engine:
-    limits = Limits(settings.max_batch, settings.max_tokens, settings.encode_batch, settings.max_queue)
-    store = TableStore(*version.tables)
+async def _store(version: Version, settings: ServeSettings, metrics: Metrics) -> Store:
+    """The version's own tables; with Redis, what it has comes first."""
+    width, cache_bytes = version.manifest.layout.width, settings.cache_mib << 20
+    users, items = version.tables
+    if settings.redis is None:
+        assert users is not None and items is not None  # noqa: PT018 - `remote_only` needs Redis: the settings see to it
+        return TableStore(users, items, RowCache(width, cache_bytes, 1))
+    from levi_serve.remote import Remote  # noqa: PLC0415 - importing Redis takes 0.1 s, and most servers need none
+    from levi_serve.tiers import SPACES, TieredStore  # noqa: PLC0415
+
+    remote = Remote(settings.redis, settings.redis_timeout_ms / 1000, metrics.redis_call)
+    await remote.start()
+    metrics.watch_redis(
+        lambda: {"call": remote.failures, "write": remote.write_failures, "dropped": remote.writes_dropped},
+        lambda: remote.available,
+    )
+    cache = RowCache(width, cache_bytes, SPACES)
+    keys = Keys(version.manifest)
+    return TieredStore(keys, (users, items), version.unknown, remote, cache, settings.absent_s, settings.redis_ttl_s)
+
+
+def _engine(version: Version, store: Store, wire: Wire, settings: ServeSettings, metrics: Metrics) -> Engine:
+    limits = Limits(
+        settings.max_batch, settings.max_tokens, settings.encode_batch, settings.max_queue, settings.on_missing
+    )
     if version.encoder is not None:
-        return EntityEngine(store, wire, limits, metrics, version.predictor, version.encoder)
+        users, items = version.tables
+        recommender = None
+        if items is not None:
+            recommender = Recommender(
+                lambda user, item: version.predictor.score(entity_feeds(user, item)), items, users, version.rated
+            )
+        return EntityEngine(store, wire, limits, metrics, version.predictor, version.encoder, recommender)
     reader = PairReader(version.manifest, version.tokenizer)
     return PairEngine(store, wire, limits, metrics, version.predictor, reader, version.unknown)
 
@@ -103,7 +147,7 @@ async def _load(settings: ServeSettings, live: Live, metrics: Metrics) -> None:
     except BundleError as error:
         live.fail(str(error))
         log.error("not ready: %s", error)  # noqa: TRY400 - the message is all there is to know
-    except DeviceError as error:
+    except RunError as error:  # a device that is not there, a Redis that refuses: no version would do better
         live.give_up(error)
     except Exception as error:
         live.fail(f"loading the model failed: {error}")
@@ -115,10 +159,13 @@ async def _load(settings: ServeSettings, live: Live, metrics: Metrics) -> None:
         log.info("ready: %s/%d, loaded in %.1f s", manifest.name, manifest.version, took)
 
 
-def _openapi(app: FastAPI, live: Live) -> dict[str, Any]:
+def _openapi(app: FastAPI, live: Live, guarded: bool) -> dict[str, Any]:
     """The document for the schema of the model in service; built anew, since the model may change."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     document["components"]["schemas"].update(problem_schemas())
     if live.service:
         live.service.wire.describe(document)
+        live.service.lists.describe(document)
+    if guarded:
+        describe_guard(document)
     return document

@@ -7,6 +7,7 @@ taken, what arrives collects, and the next run takes it. No timer and no polling
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
@@ -16,6 +17,8 @@ from levi_serve.errors import DeadlineError, NotReadyError, OverloadedError
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+log = logging.getLogger("levi")
 
 _LONGEST_RETRY = 60
 
@@ -42,10 +45,14 @@ class Job(Generic[Item, Answer]):
         return self._reply is None
 
     def end(self, result: list[Answer] | Exception) -> None:
-        """Reply, unless that was done."""
+        """Reply, unless that was done. A reply that fails must not take other callers' answers with it."""
         reply, self._reply = self._reply, None
-        if reply is not None:
+        if reply is None:
+            return
+        try:
             reply(result)
+        except Exception:
+            log.exception("an answer could not be delivered")
 
     def cancel(self) -> None:
         """The caller has gone: reply to nobody."""
@@ -191,4 +198,4 @@ class Batcher(Generic[Item, Answer]):
         self._pace = seconds / len(batch)
         for (job, place), answer in zip(batch, answers, strict=True):
             job.deliver(place, answer)
-        self._observe(len(batch), seconds, start - batch[0][0].arrived)
+        self._observe(len(batch), seconds, start - min(job.arrived for job, _ in batch))

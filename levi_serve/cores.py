@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
+
+_NICE = 10
 
 
 def usable_cores(cgroup: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
@@ -11,6 +14,11 @@ def usable_cores(cgroup: Path = Path("/proc/self/cgroup"), mount: Path = Path("/
     cores = len(os.sched_getaffinity(0))
     quotas = [quota for group in _groups(cgroup) for quota in _quotas(mount, group)]
     return max(1, min([cores, *(int(quota) for quota in quotas)]))
+
+
+def lower_priority() -> None:
+    """Let the calling thread wait for the others of this process where cores are scarce: the event loop comes first."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _groups(cgroup: Path) -> list[str]:

@@ -14,14 +14,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import orjson
 
 from levi_serve.batcher import Batcher, Job, Queue
+from levi_serve.bundle import AnyArray, BoolArray, Int8Array
 from levi_serve.bundle.rows import HalfArray
+from levi_serve.cores import lower_priority
 from levi_serve.encoder import Encoder, NewEntity
-from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError
+from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError, UnsupportedError
 from levi_serve.metrics import Metrics
 from levi_serve.predictor import (
     Encoded,
@@ -37,14 +40,20 @@ from levi_serve.predictor import (
     merged,
 )
 from levi_serve.queues import Lengths, Turns
-from levi_serve.store import BoolArray, Given, Int8Array, Side, State, Store
-from levi_serve.wire import Wire
+from levi_serve.recommend import Recommender, ranked
+from levi_serve.store import Given, Side, State, Store
+
+if TYPE_CHECKING:  # the core runs without the web framework that the edge brings along
+    from levi_serve.wire import Wire
 
 T = TypeVar("T")
 
 _PERMITS = 4
 """Batches of entity views in flight; all but one wait for rows from elsewhere."""
 _READ_BATCH = 64
+_MAX_ASKS = 64
+"""Recommendations that wait: each is a pass through the whole catalogue."""
+_NOTHING = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class Limits:
     """New entities in one run of the backbone (entity views)."""
     max_queue: int
     """Items that wait in one lane."""
-    on_missing: Literal["unknown", "error"] = "unknown"
+    on_missing: Literal["degrade", "error"] = "degrade"
     """What becomes of an entity whose row is elsewhere and cannot be had: the unknown entity's row, or an error."""
 
 
@@ -72,11 +81,13 @@ class Engine(ABC):
         self._wire = wire
         self._limits = limits
         self._metrics = metrics
+        self._count_lookups = metrics.count_lookups()
         self._threads: list[ThreadPoolExecutor] = []
         self._lanes: list[Batcher[Any, Any]] = []
+        """In the order in which a request passes them, so that closing one after the other answers all of it."""
 
     @abstractmethod
-    async def predict(self, pairs: Sequence[GivenPair], deadline: float = math.inf) -> list[bytes]:
+    async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
         """Answers in order, each a JSON object.
 
         Raises:
@@ -88,6 +99,22 @@ class Engine(ABC):
 
         """
 
+    @abstractmethod
+    async def recommend(self, user: Given, k: int, exclude_rated: bool, deadline: float = math.inf) -> list[bytes]:
+        """Predictions for the best `k` items of the catalogue, with their attributes, best first.
+
+        Raises:
+            UnsupportedError: this model, or the tables kept here, do not allow it.
+            ServeError: as `predict`.
+
+        """
+
+    async def rank(self, user: Given, items: Sequence[Given], deadline: float = math.inf) -> list[bytes]:
+        """Predictions for these items, best first; raises what `predict` raises."""
+        answers = await self.predict([GivenPair(user, item) for item in items], deadline)
+        ratings = [orjson.loads(answer)["rating"] for answer in answers]
+        return [answers[place] for place in ranked(items, ratings)]
+
     async def close(self) -> None:
         """Answer what was accepted and end."""
         for lane in self._lanes:
@@ -96,23 +123,38 @@ class Engine(ABC):
             threads.shutdown()
         await self._store.close()
 
-    def _lane(self, name: str, run: Callable[[Sequence[Any]], Any], queue: Queue[Any, Any], permits: int = 1) -> Any:
+    def _lane(
+        self,
+        name: str,
+        run: Callable[[Sequence[Any]], Any],
+        queue: Queue[Any, Any],
+        permits: int = 1,
+        max_queue: int | None = None,
+    ) -> Any:
         """A batcher whose queue and runs are in the metrics."""
-        lane = Batcher[Any, Any](run, queue, self._limits.max_queue, self._metrics.observe_batches(name), permits)
+        observe = self._metrics.observe_batches(name)
+        lane = Batcher[Any, Any](run, queue, max_queue or self._limits.max_queue, observe, permits)
         self._metrics.watch_queue(name, lambda: lane.waiting)
         self._lanes.append(lane)
         return lane
 
     def _threaded(self, name: str, work: Callable[[Any], T]) -> Callable[[Any], asyncio.Future[T]]:
         """`work` in a thread of its own."""
-        thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        thread = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=lower_priority)
         self._threads.append(thread)
-        return lambda items: asyncio.get_running_loop().run_in_executor(thread, work, items)
 
-    async def _look_up(self, pairs: Sequence[Pair]) -> tuple[Side, Side]:
-        users, items = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        def whole(items: Any) -> T:
+            try:
+                return work(items)
+            except StopIteration as error:  # a future cannot carry it: its callers would wait for ever
+                raise RuntimeError("the run ended early") from error
+
+        return lambda items: asyncio.get_running_loop().run_in_executor(thread, whole, items)
+
+    async def _look_up(self, users: Sequence[Known], items: Sequence[Known]) -> tuple[Side, Side]:
         ids = ids_of(users), ids_of(items)
         sides = self._store.at_hand(*ids) or await self._store.fetch(*ids)
+        self._count_lookups(self._store.counts)
         return merged(sides[0], users), merged(sides[1], items)
 
     def _answers(
@@ -124,17 +166,14 @@ class Engine(ABC):
     ) -> list[bytes | Exception]:
         """One per pair. `trained` and `state` [B] are the user's and the item's."""
         degraded = state[0].any() or state[1].any()
-        answers: list[Any] = self._wire.answers(list(map(_given, pairs)), scores, trained, state if degraded else None)
+        answers: list[Any] = self._wire.answers(pairs, scores, trained, state if degraded else None)
         if not scores.usable.all():
             for i in np.flatnonzero(~scores.usable).tolist():
                 answers[i] = ModelOutputError()
-        if degraded:
-            for i, pair in enumerate(pairs):
-                answers[i] = self._missing(pair, (state[0][i], state[1][i])) or answers[i]
         return answers
 
-    def _missing(self, pair: Pair, states: tuple[int, int]) -> ServeError | None:
-        """Why a pair cannot be rated, from the states of its sides."""
+    def _missing(self, pair: Sequence[Known], states: Sequence[int]) -> ServeError | None:
+        """Why a pair, or a user alone, cannot be rated, from the states of the sides."""
         for side, (known, state) in enumerate(zip(pair, states, strict=True)):
             assert not isinstance(known, Encoded) or state == State.FOUND
             if state == State.UNKNOWN:
@@ -150,14 +189,24 @@ class EntityEngine(Engine):
     """Entity views: known entities have rows; new ones are encoded in a lane of their own and slow nobody else."""
 
     def __init__(
-        self, store: Store, wire: Wire, limits: Limits, metrics: Metrics, predictor: Predictor, encoder: Encoder
+        self,
+        store: Store,
+        wire: Wire,
+        limits: Limits,
+        metrics: Metrics,
+        predictor: Predictor,
+        encoder: Encoder,
+        recommender: Recommender | None,
     ) -> None:
-        """One version's parts."""
+        """One version's parts; without a table of items nothing can be recommended."""
         super().__init__(store, wire, limits, metrics)
         self._predictor = predictor
-        self._score: Batcher[Pair, bytes] = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
         encode = self._threaded("encode", encoder.rows)
         self._encode: Batcher[NewEntity, HalfArray] = self._lane("encode", encode, Turns(limits.encode_batch))
+        self._recommender = recommender
+        best = self._threaded("recommend", self._best)
+        self._recommend: Batcher[_Ask, list[bytes]] = self._lane("recommend", best, Turns(1), max_queue=_MAX_ASKS)
+        self._score: Batcher[Pair, bytes] = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
 
     def put(self, pair: Pair, deadline: float, reply: Callable[[list[bytes] | Exception], None]) -> Job[Pair, bytes]:
         """`predict` for one pair of ids, without a task or a future; `reply` is called later with the answer.
@@ -168,36 +217,96 @@ class EntityEngine(Engine):
         """
         return self._score.put((pair,), deadline, reply)
 
-    async def predict(self, pairs: Sequence[GivenPair], deadline: float = math.inf) -> list[bytes]:
+    async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
         """New entities first, then all at once."""
         return await self._score.submit(await self._with_rows(pairs, deadline), deadline)
 
-    async def _with_rows(self, pairs: Sequence[GivenPair], deadline: float) -> list[Pair]:
+    async def _with_rows(self, pairs: Sequence[GivenPair | Pair], deadline: float) -> list[Pair]:
         """Each different new entity is encoded once, unless its row is remembered."""
         new = {
-            (key := _key(side, given)): NewEntity(side, given)
+            _key(side, given): NewEntity(side, given)
             for pair in pairs
             for side, given in enumerate(pair)
             if isinstance(given, Mapping)
         }
         if not new:
-            return [Pair(*pair) for pair in pairs]  # type: ignore[arg-type] # ids only
-        rows = dict(zip(new, await self._store.recall(list(new)), strict=True))
-        missing = [key for key, row in rows.items() if row is None]
-        for key, row in zip(missing, await self._encode.submit([new[k] for k in missing], deadline), strict=True):
-            rows[key] = row
-            self._store.remember(key, row)
+            return [Pair(*pair) for pair in pairs]  # nothing new
+        rows = await self._rows(new, deadline)
 
-        def known(side: int, given: Any) -> Known:
-            row = rows.get(_key(side, given)) if isinstance(given, Mapping) else None
-            return given if row is None else Encoded(given, row)
+        def known(side: int, given: Given | Encoded) -> Known:
+            return Encoded(given, rows[_key(side, given)]) if isinstance(given, Mapping) else given
 
         return [Pair(known(0, pair.user), known(1, pair.item)) for pair in pairs]
 
+    async def _rows(self, new: Mapping[bytes, NewEntity], deadline: float) -> dict[bytes, HalfArray]:
+        """The row [W] of each new entity, by its key."""
+        recalled = dict(zip(new, await self._store.recall(list(new)), strict=True))
+        rows = {key: row for key, row in recalled.items() if row is not None}
+        missing = [key for key in new if key not in rows]
+        for key, row in zip(missing, await self._encode.submit([new[k] for k in missing], deadline), strict=True):
+            rows[key] = row
+            self._store.remember(key, row)
+        return rows
+
     async def _run(self, pairs: Sequence[Pair]) -> list[bytes | Exception]:
-        users, items = await self._look_up(pairs)
+        users, items = await self._look_up([pair[0] for pair in pairs], [pair[1] for pair in pairs])
         scores = self._predictor.score(entity_feeds(users.rows, items.rows))
-        return self._answers(pairs, scores, (users.trained, items.trained), (users.state, items.state))
+        answers = self._answers(pairs, scores, (users.trained, items.trained), (users.state, items.state))
+        for i in np.flatnonzero(users.state | items.state).tolist():
+            answers[i] = self._missing(pairs[i], (users.state[i], items.state[i])) or answers[i]
+        return answers
+
+    async def recommend(self, user: Given, k: int, exclude_rated: bool, deadline: float = math.inf) -> list[bytes]:
+        """One pass through the catalogue, in the thread of its lane."""
+        if self._recommender is None:
+            raise UnsupportedError(
+                "the whole catalogue can be rated only where its table is, and this server keeps none; "
+                "name the candidates in POST /rank"
+            )
+        exclude = self._recommender.rated_by(user) if exclude_rated else _NOTHING
+        known: Known
+        if isinstance(user, Mapping):
+            (row,) = (await self._rows({_key(0, user): NewEntity(0, user)}, deadline)).values()
+            known = Encoded(user, row)
+        else:
+            known = user
+        side, _ = await self._look_up([known], [])
+        if error := self._missing([known], side.state.tolist()):
+            raise error
+        ask = _Ask(known, side, k, exclude)
+        try:
+            (answers,) = await self._recommend.submit([ask], deadline)
+        finally:
+            ask.over = True
+        return answers
+
+    def _best(self, asks: Sequence[_Ask]) -> list[list[bytes]]:
+        assert self._recommender is not None
+        return [self._recommended(self._recommender, ask) for ask in asks]
+
+    def _recommended(self, recommender: Recommender, ask: _Ask) -> list[bytes]:
+        side, items = ask.side, recommender.items
+        best = recommender.top(side.rows[0], ask.k, ask.exclude, lambda: not ask.over)
+        self._metrics.left_out(best.unusable)
+        numbers = best.numbers.tolist()
+        trained = side.trained.repeat(len(numbers)), items.trained[best.numbers]
+        state = side.state.repeat(len(numbers)), np.zeros(len(numbers), np.int8)
+        pairs = [Pair(ask.user, items.id(number)) for number in numbers]
+        answers = self._wire.answers(pairs, best.scores, trained, state if side.state.any() else None)
+        return [self._wire.with_attributes(a, items.attributes(n)) for a, n in zip(answers, numbers, strict=True)]
+
+
+@dataclass(slots=True, eq=False)
+class _Ask:
+    """A wish for recommendations."""
+
+    user: Known
+    side: Side
+    """The same, looked up."""
+    k: int
+    exclude: AnyArray
+    over: bool = False
+    """Nobody waits for the answer any more: its time is up, or its caller has gone."""
 
 
 class _Read(NamedTuple):
@@ -232,16 +341,24 @@ class PairEngine(Engine):
         )
         self._score: Batcher[_Read, bytes] = self._lane("score", self._threaded("score", self._run), line)
 
-    async def predict(self, pairs: Sequence[GivenPair], deadline: float = math.inf) -> list[bytes]:
+    async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
         """Through both lanes."""
         known = [Pair(self._known(0, pair.user), self._known(1, pair.item)) for pair in pairs]
         return await self._score.submit(await self._read.submit(known, deadline), deadline)
 
-    def _known(self, side: int, given: Given) -> Known:
+    async def recommend(self, user: Given, k: int, exclude_rated: bool, deadline: float = math.inf) -> list[bytes]:
+        """Not with these views."""
+        raise UnsupportedError(
+            "with pair views the whole catalogue would be a sentence through the backbone for every item; "
+            "name the candidates in POST /rank, or export a model with entity views"
+        )
+
+    def _known(self, side: int, given: Given | Encoded) -> Known:
         return Encoded(given, self._unknown[side]) if isinstance(given, Mapping) else given
 
     async def _look_up_and_read(self, pairs: Sequence[Pair]) -> Sequence[_Read | Exception]:
-        return await self._tokenise((pairs, await self._look_up(pairs)))
+        sides = await self._look_up([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        return await self._tokenise((pairs, sides))
 
     def _texts(self, looked_up: tuple[Sequence[Pair], tuple[Side, Side]]) -> list[_Read | Exception]:
         pairs, sides = looked_up

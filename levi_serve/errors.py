@@ -1,9 +1,11 @@
 """What can go wrong with a request, in the domain's words; status codes are the edge's business.
 
 ServeError
+├── MalformedJsonError   a body is not JSON at all
 ├── InvalidRequestError  the request says something that the schema does not allow
 ├── UnknownIdError       an id is not in the catalogue
 ├── UnavailableError     a row cannot be had at the moment
+├── UnsupportedError     the model, or the tables that are kept here, do not allow it
 ├── OverloadedError      too much is waiting already
 ├── DeadlineError        the answer would come too late
 ├── NotReadyError        no model is in service
@@ -29,6 +31,14 @@ class Complaint:
     where: str
     """`user` for a query parameter, `pairs[3].movie.title` for a part of a body."""
     reason: str
+
+
+class MalformedJsonError(ServeError):
+    """A body is not JSON at all."""
+
+    def __init__(self, reason: str) -> None:
+        """`reason` says what is wrong and where."""
+        super().__init__(f"the body is not JSON: {reason}")
 
 
 class InvalidRequestError(ServeError):
@@ -57,6 +67,10 @@ class UnavailableError(ServeError):
         """Side 0 is the user, 1 the item."""
         self.side = side
         super().__init__(f"the row of id {id_!r} cannot be fetched at the moment; try again")
+
+
+class UnsupportedError(ServeError):
+    """The request is right, but not for the model or the tables in service; the message says what to ask instead."""
 
 
 class OverloadedError(ServeError):

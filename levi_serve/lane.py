@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import lru_cache
-from http import HTTPStatus
 from time import perf_counter
 from typing import Any
 
@@ -22,7 +21,7 @@ from levi_serve.errors import OverloadedError, ServeError, UnknownIdError
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.predictor import Pair
-from levi_serve.problems import MEDIA_TYPE, OVERLOADED, problem_of
+from levi_serve.problems import MEDIA_TYPE, OVERLOADED, ProblemError, problem_of
 from levi_serve.protocol import Protocol
 
 log = logging.getLogger("levi")
@@ -80,6 +79,7 @@ class Lane(Protocol):
         if self._job is not None:
             self._job.cancel()
             self._job = None
+            self._metrics.request(ROUTE, "GET", "unanswered", perf_counter() - self._seen)
         if self._idle is not None:
             self._idle.cancel()
         super().connection_lost(exc)
@@ -133,20 +133,21 @@ class Lane(Protocol):
             assert self._service is not None
             error = self._service.wire.unknown_id(error, "")
         problem = problem_of(error)
-        if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        if not isinstance(error, ServeError | ProblemError):
             log.error("GET %s failed", ROUTE, exc_info=error)
         self._metrics.problem(problem.name)
         self._write(problem.status, _PROBLEM, b"", problem.model_dump_json().encode())
 
     def _write(self, status: int, kind: bytes, headers: bytes, body: bytes) -> None:
+        head = STATUS_LINE[status]
+        for name, value in self.server_state.default_headers:
+            head += b"%b: %b\r\n" % (name, value)
+        head += b"%bcontent-length: %d\r\ncontent-type: %b\r\n" % (headers, len(body), kind)
         if self._last or self._live.status == "draining":
             # The client's next request must not meet a line that is about to close.
             self._last = True
-            headers += b"connection: close\r\n"
-        for name, value in self.server_state.default_headers:
-            headers += b"%b: %b\r\n" % (name, value)
-        head = b"%bcontent-length: %d\r\ncontent-type: %b\r\n%b\r\n" % (STATUS_LINE[status], len(body), kind, headers)
-        self.transport.write(head + body)
+            head += b"connection: close\r\n"
+        self.transport.write(head + b"\r\n" + body)
         if self._last:
             self.transport.close()
         self._metrics.request(ROUTE, "GET", str(status), perf_counter() - self._seen)

@@ -10,6 +10,7 @@ from levi_serve.errors import NotReadyError
 from levi_serve.metrics import Metrics
 from levi_serve.versions import Version
 from levi_serve.wire import Wire
+from levi_serve.wire_recommend import RecommendWire
 
 Status: TypeAlias = Literal["loading", "ready", "failed", "draining"]
 
@@ -21,6 +22,7 @@ class Service:
     version: Version
     engine: Engine
     wire: Wire
+    lists: RecommendWire
     golden_difference: float
     """Largest difference between a replayed golden rating and the recorded one."""
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from levi_serve.backends.onnx import Graph, Tensor
-from levi_serve.bundle import AnyArray, DoubleArray, FloatArray, Int64Array
+from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, FloatArray, Int64Array
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.prompt import pair_sentence
 from levi_serve.bundle.rows import STORED, HalfArray, Id
@@ -18,7 +18,7 @@ from levi_serve.bundle.scores import quantile, spread
 from levi_serve.bundle.tensors import JOIN, PAIR, RATINGS
 from levi_serve.bundle.tokens import Tokenizer
 from levi_serve.encoder import pad_codes
-from levi_serve.store import BoolArray, Given, Side, State
+from levi_serve.store import Given, Side, State
 
 DECIMALS = 6
 """Answers show what float32 carries and no digits beyond."""
@@ -79,10 +79,15 @@ class Predictor:
         """One graph run."""
         heads, ratings = self._graph.run(feeds)
         spreads = spread(heads)
-        usable = np.isfinite(spreads) & np.isfinite(ratings)
-        return Scores(
-            _shown(ratings), _shown(heads), _shown(spreads), _shown(quantile(self._reference, spreads)), usable
-        )
+        n = heads.shape[1]
+        shown = np.empty(
+            (len(heads), n + 3)
+        )  # one array: rounding four would cost more than the small batch's model run
+        shown[:, :n], shown[:, n], shown[:, n + 1] = heads, ratings, spreads
+        shown[:, n + 2] = quantile(self._reference, spreads)
+        usable: BoolArray = np.asarray(np.isfinite(shown).all(axis=1))
+        shown.round(DECIMALS, out=shown)
+        return Scores(shown[:, n], shown[:, :n], shown[:, n + 1], shown[:, n + 2], usable)
 
 
 def entity_tensors(manifest: Manifest) -> list[Tensor]:
@@ -93,7 +98,7 @@ def entity_tensors(manifest: Manifest) -> list[Tensor]:
 def entity_feeds(users: HalfArray, items: HalfArray) -> dict[str, AnyArray]:
     """Rows [B, W] of both sides."""
     user_row, item_row = JOIN
-    return {user_row: users.astype(np.float32), item_row: items.astype(np.float32)}
+    return {user_row: users.astype(np.float32, copy=False), item_row: items.astype(np.float32, copy=False)}
 
 
 class PairText(NamedTuple):
@@ -180,10 +185,6 @@ def merged(side: Side, entities: Sequence[Known]) -> Side:
 def ids_of(entities: Sequence[Known]) -> list[Id]:
     """Those that must be looked up."""
     return [entity for entity in entities if not isinstance(entity, Encoded)]
-
-
-def _shown(values: AnyArray) -> DoubleArray:
-    return values.astype(np.float64).round(DECIMALS)
 
 
 def with_id(given: Given, attributes: Attributes) -> Attributes:

@@ -14,11 +14,13 @@ from levi_serve.errors import (
     Complaint,
     DeadlineError,
     InvalidRequestError,
+    MalformedJsonError,
     ModelOutputError,
     NotReadyError,
     OverloadedError,
     ServeError,
     UnavailableError,
+    UnsupportedError,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -50,10 +52,12 @@ class ProblemError(Exception):
 
 
 _DOMAIN: dict[type[Exception], tuple[int, str]] = {
+    MalformedJsonError: (400, "malformed-json"),
     InvalidRequestError: (422, "invalid-request"),
     OverloadedError: (429, OVERLOADED),
     DeadlineError: (504, "deadline"),
     UnavailableError: (503, "row-unavailable"),
+    UnsupportedError: (409, "unsupported"),
     NotReadyError: (503, "not-ready"),
     ModelOutputError: (500, "model-output"),
 }

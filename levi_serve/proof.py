@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from levi_serve.bundle.golden import Golden
+from levi_serve.bundle.golden import Golden, GoldenEntity
 from levi_serve.bundle.manifest import BundleError
 from levi_serve.bundle.prompt import entity_sentence, pair_sentence
+from levi_serve.bundle.rows import Table
 from levi_serve.bundle.schema import Attributes
 from levi_serve.engine import Engine
 from levi_serve.errors import ServeError
-from levi_serve.predictor import GivenPair, with_id
+from levi_serve.predictor import Encoded, GivenPair, Pair, with_id
 from levi_serve.store import Given
 from levi_serve.versions import Version
 
@@ -32,7 +33,7 @@ async def prove(version: Version, engine: Engine) -> float:
         where = f"{path}: line {line}"
         try:
             _same_text(where, version, example, pair)
-            (answer,) = await engine.predict([pair])
+            (answer,) = await engine.predict([_served(version, example, pair)])
         except ServeError as error:
             raise BundleError(f"{where}: {error}") from None
         except BundleError:
@@ -44,7 +45,10 @@ async def prove(version: Version, engine: Engine) -> float:
 
 
 def _same_text(where: str, version: Version, example: Golden, pair: GivenPair) -> None:
-    user, item = (_attributes(where, version, side, given) for side, given in enumerate(pair))
+    user, item = (
+        _attributes(where, version, side, given, recorded)
+        for side, (given, recorded) in enumerate(zip(pair, (example.user, example.item), strict=True))
+    )
     schema = version.manifest.schema_
     if version.manifest.views == "entity":
         sentences = [entity_sentence(schema, 0, user), entity_sentence(schema, 1, item)]
@@ -56,10 +60,25 @@ def _same_text(where: str, version: Version, example: Golden, pair: GivenPair) -
         raise BundleError(f"{where}: the token ids of {sentences} differ from those recorded")
 
 
-def _attributes(where: str, version: Version, side: int, given: Given) -> Attributes:
-    if isinstance(given, Mapping):
-        return given
+def _served(version: Version, example: Golden, pair: GivenPair) -> Pair | GivenPair:
+    """The pair as requests have it; an entity whose table is kept elsewhere brings its recorded row along."""
+    if None not in version.tables:
+        return pair
+
+    def known(given: Given, recorded: GoldenEntity, table: Table | None) -> Any:
+        if table is not None or recorded.id is None:
+            return given
+        return Encoded({"id": recorded.id, **recorded.attributes}, recorded.stored)
+
+    entities = (example.user, example.item)
+    return Pair(*(known(*told) for told in zip(pair, entities, version.tables, strict=True)))
+
+
+def _attributes(where: str, version: Version, side: int, given: Given, recorded: GoldenEntity) -> Attributes:
+    """What the table knows of an id."""
     table = version.tables[side]
+    if isinstance(given, Mapping) or table is None:
+        return recorded.attributes
     (row,) = table.find([given])
     if row < 0:
         raise BundleError(f"{where}: id {given!r} is not in the table")

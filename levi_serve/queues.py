@@ -74,9 +74,11 @@ class Lengths(Generic[Item, Answer]):
         return len(self._line)
 
     def add(self, job: Job[Item, Answer]) -> None:
-        """Its first item may stand in the present turn, the second in the next, …"""
+        """Its first item stands in the next turn, the second in the one after it, … In the present turn newcomers
+        would stand before every item of a later one, for as long as they keep coming.
+        """
         for place, item in enumerate(job.items):
-            heapq.heappush(self._line, (self._turn + place, next(self._arrivals), self._length(item), job, place))
+            heapq.heappush(self._line, (self._turn + 1 + place, next(self._arrivals), self._length(item), job, place))
 
     def take(self) -> list[tuple[Job[Item, Answer], int]]:
         """The first in line and its like."""

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
-from starlette.requests import ClientDisconnect
 
-from levi_serve.errors import Complaint, InvalidRequestError, NotReadyError, OverloadedError, UnknownIdError
+from levi_serve.errors import NotReadyError, OverloadedError, UnknownIdError
+from levi_serve.exchange import deadline_of, json_response, read_json, unless_gone
 from levi_serve.live import Live, Service, Status
 from levi_serve.metrics import Metrics
-from levi_serve.problems import ProblemError, documented
-from levi_serve.wire import TIMEOUT, MalformedJsonError, Wire
-
-T = TypeVar("T")
+from levi_serve.problems import documented
 
 
 class Health(BaseModel):
@@ -57,10 +52,6 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
     """All endpoints over one `live` service of the model `name`."""
     router = APIRouter()
 
-    def _deadline(request: Request) -> float:
-        timeout = Wire.timeout(request.headers.getlist(TIMEOUT))
-        return float(request.scope["levi.start"]) + (timeout_s if timeout is None else timeout)
-
     @router.get(
         "/predict",
         summary="Predict one rating",
@@ -70,13 +61,13 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
     async def predict(request: Request) -> Response:
         """The rating that one user would give one item."""
         service = live.current()
-        deadline = _deadline(request)
+        deadline = deadline_of(request, timeout_s)
         pair = service.wire.query(request.scope["query_string"])
         try:
-            (answer,) = await _unless_gone(request, service.engine.predict([pair], deadline))
+            (answer,) = await unless_gone(request, service.engine.predict([pair], deadline))
         except UnknownIdError as error:
             raise service.wire.unknown_id(error, "") from None
-        return _json(answer)
+        return json_response(answer)
 
     @router.post(
         "/predict",
@@ -87,20 +78,14 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
     async def predict_many(request: Request) -> Response:
         """Ratings of many pairs, in order. A new user or item is given by its attributes in place of an id."""
         service = live.current()
-        deadline = _deadline(request)
-        if request.query_params:
-            unknown = next(iter(request.query_params))[:100]
-            raise InvalidRequestError([Complaint(unknown, "is unknown; a POST has its pairs in the body")])
-        body = await _read_json(request, max_body_bytes)
+        deadline = deadline_of(request, timeout_s)
+        pairs = service.wire.body(await read_json(request, max_body_bytes))
         try:
-            pairs = service.wire.body(body)
-            answers = await _unless_gone(request, service.engine.predict(pairs, deadline))
-        except MalformedJsonError as error:
-            raise ProblemError(400, "malformed-json", f"the body is not JSON: {error}") from None
+            answers = await unless_gone(request, service.engine.predict(pairs, deadline))
         except UnknownIdError as error:
             place = next(i for i, pair in enumerate(pairs) if pair[error.side] == error.id)
             raise service.wire.unknown_id(error, f"pairs[{place}].") from None
-        return _json(b"[" + b",".join(answers) + b"]")
+        return json_response(b"[" + b",".join(answers) + b"]")
 
     @router.get("/livez", summary="Alive?")
     async def livez() -> Health:
@@ -143,52 +128,6 @@ def methods_by_path(router: APIRouter) -> dict[str, str]:
         if isinstance(route, APIRoute):
             methods.setdefault(route.path, set()).update(route.methods or ())
     return {path: ", ".join(sorted(names)) for path, names in methods.items()}
-
-
-def _json(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client hangs up: nobody would read it.
-
-    Raises:
-        ClientDisconnect: it has.
-
-    """
-    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        gone.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _read_json(request: Request, limit: int) -> bytes:
-    """The body, counted while it is read: its length may not be announced, or wrongly."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ProblemError(415, "unsupported-media-type", "send the body as 'Content-Type: application/json'")
-    too_large = ProblemError(
-        413, "body-too-large", f"the body is larger than {limit} bytes; send fewer pairs at a time"
-    )
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
 
 
 def _model_info(service: Service) -> ModelInfo:

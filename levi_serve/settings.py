@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    model_validator,
+)
 from pydantic_core import PydanticUndefined
+from pydantic_settings import NoDecode
 
 from levi_serve.bundle.commands import Command
+from levi_serve.redis_url import check_redis_url
 
 
-class ModelSettings(Command):
-    """Which model, and what runs it."""
+def _split(names: Any) -> Any:
+    return tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else names
+
+
+RedisUrl: TypeAlias = Annotated[str, AfterValidator(check_redis_url)]
+Names: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+"""One flag per name, or names with commas between them."""
+
+
+class BundleSettings(Command):
+    """Which model."""
 
     model_repo: Path = Field(Path("model_repo"), description="Folder of the exported models.")
     model: str = Field(
         "levi", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the model, a folder of the repository."
     )
     version: Literal["latest"] | PositiveInt = Field("latest", description="Version to serve: `latest` or a number.")
+
+
+class ModelSettings(BundleSettings):
+    """Which model, and what runs it."""
+
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
         description="What runs the graphs. `cuda` needs the extra `gpu` and fails at start without a working GPU.",
     )
     threads: PositiveInt | None = Field(
         None,
-        description="Threads that run one backbone batch together; unset, as many cores as the affinity mask and the "
-        "cgroup quota allow.",
+        description="Threads that run one backbone batch together; unset, each worker's share of the cores that the "
+        "affinity mask and the cgroup quota allow.",
     )
 
 
@@ -35,6 +62,13 @@ class ServeSettings(ModelSettings):
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; `0.0.0.0` for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Processes that serve on this port. Above 1, one more starts them, replaces those that die, and "
+        "ends them.",
+    )
     max_batch: PositiveInt = Field(32, description="Pairs in one run of the model, at most.")
     max_tokens: PositiveInt = Field(
         4096,
@@ -54,7 +88,41 @@ class ServeSettings(ModelSettings):
         description="Milliseconds that a request gets which does not say X-Request-Timeout-Ms; after that it is a 504.",
     )
     max_pairs: PositiveInt = Field(1000, description="Pairs in one POST, at most.")
+    max_k: PositiveInt = Field(1000, description="Recommendations in one answer, at most.")
     max_body_bytes: PositiveInt = Field(1 << 20, description="Size of a request body, at most.")
+    cache_mib: NonNegativeInt = Field(
+        64,
+        description="Memory for entity rows that came from Redis or were encoded, at most, in MiB; taken as rows come.",
+    )
+    redis: RedisUrl | None = Field(
+        None,
+        description="Redis that holds entity rows (`levi-serve publish` puts them there) and shares those of new "
+        "entities: `redis://`, `rediss://`, `unix://`, or `redis+cluster://`, `rediss+cluster://` and any node.",
+    )
+    redis_timeout_ms: PositiveFloat = Field(
+        50.0,
+        le=10_000,
+        allow_inf_nan=False,
+        description="A request waits this long for Redis, at most. After three failures in a row Redis is left alone "
+        "until it answers again.",
+    )
+    redis_ttl_s: PositiveInt = Field(86_400, description="Seconds that Redis keeps the row of a new entity.")
+    remote_only: Names = Field(
+        (),
+        description="Entities, such as `user`, whose table is not opened here: their rows are in Redis only. Several "
+        "have commas between them.",
+    )
+    absent_s: NonNegativeFloat = Field(
+        5.0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds until Redis is asked again for an id that it did not have.",
+    )
+    on_missing: Literal["degrade", "error"] = Field(
+        "degrade",
+        description="What to do about a `--remote-only` entity while Redis cannot say who it is: `degrade` answers as "
+        "for an unknown one and marks the answer, `error` refuses with 503.",
+    )
     drain_s: float = Field(
         1.0,
         ge=0,
@@ -69,13 +137,81 @@ class ServeSettings(ModelSettings):
         le=3600,
         description="After that, seconds that requests in flight get; whatever is unanswered then is cut off.",
     )
+    token: SecretStr | None = Field(
+        None,
+        description="Bearer token that every request but those to /livez and /readyz must carry. A flag can be read by "
+        "others on the machine: better the variable, or `token_file`.",
+    )
+    token_file: Path | None = Field(None, description="File that holds the token.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log.")
+    log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object per line.")
+    access_log: bool = Field(
+        False, description="Log a line for every request. `GET /predict` then costs several times as much."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_token(cls, given: dict[str, Any]) -> dict[str, Any]:
+        file = given.get("token_file")
+        if file is None:
+            return given
+        if given.get("token") is not None:
+            raise ValueError("give --token-file or LEVI_TOKEN, not both")
+        try:
+            return {**given, "token": Path(file).read_text("utf-8").strip()}
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+            raise ValueError(f"--token-file {file}: {reason}") from None
+
+    @model_validator(mode="after")
+    def _sound_token(self) -> Self:
+        # What it should have been is said, and not what it was.
+        if self.token is not None and not re.fullmatch(r"[!-~]+", self.token.get_secret_value()):
+            raise ValueError("LEVI_TOKEN or --token-file must hold printable ASCII without spaces, and not nothing")
+        return self
 
     @model_validator(mode="after")
     def _room(self) -> Self:
         if self.max_queue < 2 * self.max_pairs:
             raise ValueError("max_queue must be at least twice max_pairs: each pair may bring two new entities")
         return self
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.remote_only and self.redis is None:
+            raise ValueError("remote_only needs redis: without a table and without Redis there are no rows")
+        return self
+
+
+class PublishSettings(BundleSettings):
+    """What goes where."""
+
+    redis: RedisUrl = Field(description="Redis to fill; `redis+cluster://` and any node for a cluster.")
+    entity: Names = Field((), description="Entities whose tables are written, such as `user`; unset, both.")
+    ttl_s: PositiveInt | None = Field(None, description="Seconds until the rows expire, all together; unset, never.")
+
+
+def open_secrets(settings: ServeSettings) -> dict[str, Any]:
+    """Every setting in JSON's types, secrets included: for the ears of a worker only."""
+    token = settings.token.get_secret_value() if settings.token else None
+    return settings.model_dump(mode="json") | {"token": token, "token_file": None}
+
+
+def masked(settings: ServeSettings) -> dict[str, Any]:
+    """Every setting in JSON's types, without secrets: for the log."""
+    return {name: _masked(value) for name, value in settings.model_dump(mode="json").items()}
+
+
+def _masked(value: Any) -> Any:
+    """Pydantic masks what it knows to be secret. A URL may hold a password before its host or in its parameters; with
+    signs of both it cannot be told where one ends.
+    """
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    scheme, _, rest = value.partition("://")
+    if "@" in rest and "?" in rest:
+        rest = "***"
+    return f"{scheme}://" + re.sub(r"^.*(?=@)|(?<=\?).*$", "***", rest)
 
 
 def reference() -> str:

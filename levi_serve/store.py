@@ -1,4 +1,4 @@
-"""The store: ids to the rows that the model reads, a batch at a time."""
+"""The store: what row belongs to an id. `TableStore` reads the version's own tables; `tiers.TieredStore` asks more."""
 
 from __future__ import annotations
 
@@ -8,90 +8,119 @@ from enum import IntEnum
 from typing import Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from levi_serve.bundle import BoolArray, Int8Array
+from levi_serve.bundle.keys import Stored
 from levi_serve.bundle.rows import HalfArray, Id, Table
 from levi_serve.bundle.schema import Attributes
+from levi_serve.cache import RowCache
 
 Given: TypeAlias = Id | Attributes
 """How a caller names an entity: by its id, or, when it is new, by its attributes."""
 
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
-Int8Array: TypeAlias = npt.NDArray[np.int8]
-
 
 class State(IntEnum):
-    """What a look-up of one id came to."""
+    """What a store can say of an id. Whatever is not FOUND has the unknown entity's row."""
 
     FOUND = 0
     UNKNOWN = 1
     """There is no such id."""
     DEGRADED = 2
-    """Where the row would be cannot be asked; the unknown entity's row stands in."""
+    """The only place that could say is out of reach or gave no usable answer."""
 
 
 @dataclass(slots=True)
 class Side:
-    """One side of a batch of B entities, looked up."""
+    """One side of a batch of B pairs, looked up."""
 
     rows: HalfArray
-    """[B, W]; the unknown entity's where the state is not FOUND."""
+    """[B, width]"""
     trained: BoolArray
-    """[B], whether it has a fitted id embedding."""
+    """[B]; False for whatever is not FOUND."""
     state: Int8Array
-    """[B] of State."""
+    """[B] of `State`."""
     attributes: Callable[[int], Attributes]
-    """What is known of the i-th entity; for FOUND ones."""
+    """Of the i-th entity, if it is FOUND. With entity views only a local table can tell them: {} without one."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Ids looked up so far, by what answered; a store only ever adds."""
+
+    cache: int = 0
+    redis: int = 0
+    table: int = 0
+    encoder: int = 0
+    """Rows that had to be encoded: all that were to be remembered."""
+    unknown: int = 0
+    degraded: int = 0
+    corrupt: int = 0
+    """Values in Redis that were not used because their checksum is wrong."""
 
 
 class Store(Protocol):
-    """Where rows come from. Side 0 is the user, 1 the item."""
+    """Rows of one version; side 0 is the user, 1 the item. It belongs to one event loop."""
+
+    counts: Counts
 
     def at_hand(self, users: Sequence[Id], items: Sequence[Id]) -> tuple[Side, Side] | None:
-        """Both sides of a batch if that needs no waiting; None if something must be fetched."""
+        """Both sides of a batch, at once; None if something has to be fetched."""
 
     async def fetch(self, users: Sequence[Id], items: Sequence[Id]) -> tuple[Side, Side]:
-        """Both sides of a batch, with one round trip at most."""
+        """The same with one round trip at most; it ends within the store's time limit and fails for no outage."""
 
     async def recall(self, keys: Sequence[bytes]) -> list[HalfArray | None]:
-        """Rows [W] that were encoded for new entities before, by the digest of their attributes."""
+        """Rows [width] that `remember` was given for new entities, by a digest of what they are."""
 
     def remember(self, key: bytes, row: HalfArray) -> None:
-        """Keep the row of a new entity."""
+        """Keep the row of a new entity for a while, if that can be done."""
 
     async def close(self) -> None:
-        """End."""
+        """Let go of everything; what is under way ends first."""
 
 
 class TableStore:
-    """Both tables of a version, memory-mapped; nothing is ever fetched."""
+    """The tables of the version, which lie on this machine: everything is at hand."""
 
-    def __init__(self, users: Table, items: Table) -> None:
-        """Serve rows from these tables."""
+    def __init__(self, users: Table, items: Table, new: RowCache | None = None) -> None:
+        """`new` keeps the rows of new entities; without one they are forgotten."""
+        self.counts = Counts()
         self._tables = (users, items)
+        self._new = RowCache(users.rows.shape[1], 0, 1) if new is None else new
 
     def at_hand(self, users: Sequence[Id], items: Sequence[Id]) -> tuple[Side, Side]:
-        """Two gathers."""
-        return self._side(0, users), self._side(1, items)
+        """Both sides of a batch: a search and a gather each."""
+        return self._side(self._tables[0], users), self._side(self._tables[1], items)
 
     async def fetch(self, users: Sequence[Id], items: Sequence[Id]) -> tuple[Side, Side]:
-        """The same."""
+        """The same as `at_hand`."""
         return self.at_hand(users, items)
 
     async def recall(self, keys: Sequence[bytes]) -> list[HalfArray | None]:
-        """Nothing is kept."""
-        return [None] * len(keys)
+        """Rows of new entities that this process encoded and still has."""
+        rows = self._new.rows(0, keys)
+        self.counts.cache += sum(row is not None for row in rows)
+        return rows
 
     def remember(self, key: bytes, row: HalfArray) -> None:
-        """Nothing is kept."""
+        """Keep it in this process."""
+        self.counts.encoder += 1
+        self._new.put(0, key, Stored(row, trained=False))
 
     async def close(self) -> None:
-        """Nothing to end."""
+        """Nothing is under way."""
 
-    def _side(self, side: int, ids: Sequence[Id]) -> Side:
-        table = self._tables[side]
+    def _side(self, table: Table, ids: Sequence[Id]) -> Side:
         numbers = table.find(ids)
         missing = numbers < 0
-        numbers[missing] = table.unknown
-        trained = np.append(table.trained, False)[numbers] if missing.any() else table.trained[numbers]
-        return Side(table.rows[numbers], trained, missing.astype(np.int8), lambda i: table.attributes(int(numbers[i])))
+        trained = table.trained.take(numbers, mode="wrap")
+        # -1, an id that is not there, wraps around to the last row, the unknown entity's.
+        rows = table.rows.take(numbers, axis=0, mode="wrap")
+        if unknown := int(np.count_nonzero(missing)):
+            trained[missing] = False
+            self.counts.unknown += unknown
+        self.counts.table += len(ids) - unknown
+        return Side(rows, trained, missing.view(np.int8), lambda i: table.attributes(int(numbers[i])))
+
+
+# Below: what the predictor before this contract reads.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from levi_serve.backends.onnx import Device, Graph
 from levi_serve.bundle import FloatArray
 from levi_serve.bundle.golden import Golden, GoldenEntity, read_golden
 from levi_serve.bundle.manifest import NAME, BundleError, Manifest, read_manifest
-from levi_serve.bundle.rows import HalfArray, Table
+from levi_serve.bundle.rated import Rated
+from levi_serve.bundle.rows import STORED, HalfArray, Table
 from levi_serve.bundle.scores import SCORE
 from levi_serve.bundle.tokens import Tokenizer
 from levi_serve.encoder import Encoder, encoder_tensors
@@ -21,7 +23,15 @@ from levi_serve.store import Given
 
 _NUMBER = re.compile(r"[1-9][0-9]*")
 _TABLE = ("ids.npy", "rows.npy", "trained.npy", "attributes.jsonl", "offsets.npy")
-_FILES = ("model.onnx", "tokenizer.json", "monitor.npz", "golden.jsonl")
+_FILES = (
+    "model.onnx",
+    "tokenizer.json",
+    "monitor.npz",
+    "golden.jsonl",
+    "unknown_rows.npy",
+    "rated.offsets.npy",
+    "rated.items.npy",
+)
 
 
 @dataclass(frozen=True)
@@ -30,14 +40,16 @@ class Version:
 
     manifest: Manifest
     folder: Path
-    tables: tuple[Table, Table]
-    """The user's and the item's."""
+    tables: tuple[Table | None, Table | None]
+    """The user's and the item's; None for one that is kept elsewhere."""
     tokenizer: Tokenizer
     predictor: Predictor
     encoder: Encoder | None
     """Entity views."""
     unknown: HalfArray
     """[2, W], the rows of a user and an item without id and attributes."""
+    rated: Rated | None
+    """What users rated in training."""
     golden: tuple[Golden, ...]
 
     @property
@@ -63,21 +75,28 @@ def newest(repository: Path, name: str) -> int:
     return max(numbers)
 
 
-def load(repository: Path, name: str, version: int, device: Device, threads: int) -> Version:
-    """Verify a version's files and open them.
+def load(
+    repository: Path, name: str, version: int, device: Device, threads: int, elsewhere: Sequence[str] = ()
+) -> Version:
+    """Verify a version's files and open them, but for the tables of entities whose rows are kept `elsewhere`.
 
     Raises:
-        BundleError: the version cannot be used; the message names the file.
+        BundleError: the version cannot be used, or has no such entities; the message names the file.
         DeviceError: the device is not there.
 
     """
-    manifest = read_manifest(repository, name, version)
+    manifest = read_manifest(repository, name, version, elsewhere)
     folder = repository / name / str(version)
     encoder_folder = repository / f"{name}_encoder" / str(version)
     _require_listed(manifest, repository, folder, encoder_folder)
     if manifest.score != SCORE:
         raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server computes ('{SCORE}')")
-    users, items = (_open_table(folder, f"{e.name}s", manifest.layout.width) for e in manifest.schema_.entities)
+    names = [entity.name for entity in manifest.schema_.entities]
+    if strange := set(elsewhere) - set(names):
+        raise BundleError(f"{folder / NAME}: has no entity '{min(strange)}'; there are {' and '.join(names)}")
+    users, items = (
+        None if entity in elsewhere else _open_table(folder, f"{entity}s", manifest.layout.width) for entity in names
+    )
     tokenizer = _open_tokenizer(folder / "tokenizer.json", manifest)
     encoder = None
     if manifest.views == "entity":
@@ -96,8 +115,9 @@ def load(repository: Path, name: str, version: int, device: Device, threads: int
         tokenizer,
         Predictor(graph, _array(folder / "monitor.npz", manifest.score)),
         encoder,
-        np.stack([users.rows[users.unknown], items.rows[items.unknown]]),
-        tuple(read_golden(folder / "golden.jsonl")),
+        _unknown_rows(folder / "unknown_rows.npy", manifest.layout.width),
+        _open_rated(folder, users, items) if users is not None and items is not None else None,
+        tuple(read_golden(folder / "golden.jsonl", manifest.layout.width)),
     )
 
 
@@ -127,6 +147,28 @@ def _open_table(folder: Path, name: str, width: int) -> Table:
             f"for the ids in {name}.ids.npy and the manifest's layout"
         )
     return table
+
+
+def _open_rated(folder: Path, users: Table, items: Table) -> Rated:
+    try:
+        rated = Rated(folder)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder}/rated.*: {error}") from None
+    offsets, numbers = rated.offsets, rated.items
+    fits = offsets.shape == (len(users) + 1,) and offsets[0] == 0 and offsets[-1] == numbers.size
+    if not fits or ((numbers < 0) | (numbers >= len(items))).any():
+        raise BundleError(f"{folder}/rated.*: is not about the {len(users)} and {len(items)} rows of the two tables")
+    return rated
+
+
+def _unknown_rows(path: Path, width: int) -> HalfArray:
+    try:
+        rows: HalfArray = np.load(path)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: {error}") from None
+    if rows.dtype != STORED or rows.shape != (2, width):
+        raise BundleError(f"{path}: is {rows.dtype} {list(rows.shape)}, expected float16 [2, {width}]")
+    return rows
 
 
 def _open_tokenizer(path: Path, manifest: Manifest) -> Tokenizer:

@@ -48,9 +48,9 @@ def test_the_bundle_knows_nobody(imports: grimp.ImportGraph) -> None:
 
 
 def test_only_the_edge_sees_settings(imports: grimp.ImportGraph) -> None:
-    """Parts take plain arguments: only `app` and `cli` import the server's settings."""
+    """Parts take plain arguments: only `app` and the programs, `cli` and `worker`, import the server's settings."""
     users = imports.find_modules_that_directly_import("levi_serve.settings")
-    assert users <= {"levi_serve.app", "levi_serve.cli"}
+    assert users <= {"levi_serve.app", "levi_serve.cli", "levi_serve.worker"}
 
 
 @pytest.mark.parametrize("package", ["levi_serve", "training"])

@@ -20,11 +20,12 @@ from pydantic import ValidationError
 from levi_serve.bundle import FloatArray
 from levi_serve.bundle.golden import Golden, GoldenEntity, write_golden
 from levi_serve.bundle.manifest import FORMAT, NAME, Manifest, TokenizerSpec, sha256
-from levi_serve.bundle.rows import Layout, write_table
+from levi_serve.bundle.rated import write_rated
+from levi_serve.bundle.rows import STORED, Layout, Table, write_table
 from levi_serve.bundle.scores import SCORE
 from training.atomic import atomic_file, publish_folder, staged_folder
 from training.calibrate import calibrate
-from training.chain import Chain, Runner, catalogue, onnx_runner, torch_runner
+from training.chain import Chain, Runner, catalogue, onnx_runner, row_numbers, torch_runner
 from training.checkpoint import write_json
 from training.errors import RunError, UsageError
 from training.evaluate import METRICS, Evaluation
@@ -66,7 +67,9 @@ def export(run: Run, repository: Path, name: str, parity_pairs: int) -> Path:
         parity = _parity(run, exported, parity_pairs)
         tables = _tables(run, exported)
         _write_rows(run, tables, staged[name])
-        _write_golden(run, _chain(run, *map(torch_runner, graphs.values())), staged[name] / "golden.jsonl")
+        _write_rated(run, staged[name])
+        reference = _chain(run, *map(torch_runner, graphs.values()))
+        _write_golden(run, reference, tables, staged[name] / "golden.jsonl")
         np.savez(staged[name] / "monitor.npz", allow_pickle=False, **calibrate(run))
         run.tokenizer.save(staged[name] / "tokenizer.json")
         metrics = {"parity": parity, **_rounding(run, tables), **_measured(run)}
@@ -162,22 +165,30 @@ def _rounding(run: Run, tables: tuple[FloatArray, FloatArray]) -> dict[str, floa
 
 
 def _write_rows(run: Run, tables: tuple[FloatArray, FloatArray], folder: Path) -> None:
-    """Both entity tables, and the id embedding of unknown entities that the encoder is fed."""
+    """Both entity tables, the unknown entities' rows apart, and the id embedding of theirs that the encoder is fed."""
     for side, (entity, rows) in enumerate(zip(run.dataset.schema.entities, tables, strict=True)):
         known = catalogue(run, side)
         ids, described = [e.id for e in known if e.id is not None], [e.attributes for e in known]
         write_table(folder, f"{entity.name}s", ids, described, (run.ids[side] > 0).cpu().numpy(), rows)
+    np.save(folder / "unknown_rows.npy", np.stack([rows[-1] for rows in tables]).astype(STORED))
     if run.model.shape.views == "entity":
         np.save(folder / "unknown.npy", np.stack([half.ids.weight[0].detach().numpy() for half in run.model.halves]))
 
 
-def _write_golden(run: Run, reference: Chain, path: Path) -> None:
+def _write_rated(run: Run, folder: Path) -> None:
+    """What the model was fitted on, and nothing that it is judged by. Stored tables have an order of their own."""
+    users, items = (
+        Table(folder, f"{entity.name}s").find(list(row_numbers(run, side)))
+        for side, entity in enumerate(run.dataset.schema.entities)
+    )
+    ratings, train = run.dataset.ratings, run.split.train
+    write_rated(folder, len(users), users[ratings.user[train]], items[ratings.item[train]])
+
+
+def _write_golden(run: Run, reference: Chain, tables: tuple[FloatArray, FloatArray], path: Path) -> None:
     """Random pairs as torch rates them: by id, and with either side or both given by attributes alone."""
     rng = np.random.default_rng(run.record.options.seed)
-    sides = [catalogue(run, side) for side in (0, 1)]
-    users, items = ([side[i] for i in rng.integers(len(side), size=2 * GOLDEN)] for side in sides)
-    users = [u if k < GOLDEN or k % 3 == 0 else u.model_copy(update={"id": None}) for k, u in enumerate(users)]
-    items = [i if k < GOLDEN or k % 3 == 1 else i.model_copy(update={"id": None}) for k, i in enumerate(items)]
+    users, items = (_golden_entities(run, side, tables[side], rng) for side in (0, 1))
     heads = reference.heads(users, items)
     ratings = run.model.rating(torch.from_numpy(heads)).clamp(*run.bounds).tolist()
     examples = []
@@ -188,6 +199,17 @@ def _write_golden(run: Run, reference: Chain, path: Path) -> None:
             Golden(user=user, item=item, sentences=sentences, tokens=tokens, head_ratings=head_ratings, rating=rating)
         )
     write_golden(path, examples)
+
+
+def _golden_entities(run: Run, side: int, rows: FloatArray, rng: np.random.Generator) -> list[GoldenEntity]:
+    """GOLDEN by id, with their `rows`, then as many of which every third has an id."""
+    known = catalogue(run, side)
+    return [
+        known[i].model_copy(
+            update={"row": rows[i].astype(STORED).tobytes()} if k < GOLDEN or k % 3 == side else {"id": None}
+        )
+        for k, i in enumerate(rng.integers(len(known), size=2 * GOLDEN))
+    ]
 
 
 def _measured(run: Run) -> dict[str, float]:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
 from levi_serve.bundle.manifest import BundleError
-from levi_serve.bundle.rows import Id
+from levi_serve.bundle.rows import STORED, HalfArray, Id
 from levi_serve.bundle.schema import Frozen, Value
 
 
-class GoldenEntity(Frozen):
-    """One side: with an id it comes from the table, without one it is a cold start that only its attributes tell."""
+class GoldenEntity(Frozen, ser_json_bytes="base64", val_json_bytes="base64"):
+    """One side: with an id it is one of the catalogue, without one it is a cold start that only its attributes tell."""
 
     id: Id | None
     attributes: dict[str, Value]
+    row: bytes | None = None
+    """Of one with an id, its row as it is stored: a server that keeps no table of this side replays it all the same."""
+
+    @property
+    def stored(self) -> HalfArray:
+        """The row [W]."""
+        assert self.row is not None
+        return np.frombuffer(self.row, STORED)
 
 
 class Golden(Frozen):
@@ -32,11 +41,11 @@ class Golden(Frozen):
     rating: float
 
 
-def read_golden(path: Path) -> list[Golden]:
-    """All examples of a golden.jsonl.
+def read_golden(path: Path, width: int) -> list[Golden]:
+    """All examples of a golden.jsonl; rows have `width` columns.
 
     Raises:
-        BundleError: a line is not a golden example, or there is none.
+        BundleError: a line is not a golden example, an id has no such row, or there is no example.
 
     """
     examples = []
@@ -46,6 +55,9 @@ def read_golden(path: Path) -> list[Golden]:
             examples.append(Golden.model_validate_json(line))
         except ValidationError as error:
             raise BundleError(f"{path}: line {number}: {error.errors()[0]['msg']}") from None
+        for entity in (examples[-1].user, examples[-1].item):
+            if entity.id is not None and len(entity.row or b"") != width * np.dtype(STORED).itemsize:
+                raise BundleError(f"{path}: line {number}: id {entity.id!r} has no row of {width} columns")
     if not examples:
         raise BundleError(f"{path}: holds no golden example")
     return examples

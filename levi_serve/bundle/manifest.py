@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,8 +14,8 @@ from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.rows import Layout
 from levi_serve.bundle.schema import Frozen, Schema
 
-FORMAT = 1
-"""Bundle format that this code writes and the newest that it reads."""
+FORMAT = 2
+"""Bundle format that this code writes and the only one that it reads."""
 
 NAME = "manifest.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -64,11 +65,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_manifest(repository: Path, name: str, version: int) -> Manifest:
-    """Read the manifest of a version and verify each of its files.
+def read_manifest(repository: Path, name: str, version: int, elsewhere: Sequence[str] = ()) -> Manifest:
+    """Read the manifest of a version and verify each of its files but the tables of entities that are kept `elsewhere`.
 
     Raises:
-        BundleError: no or unreadable manifest, newer format, missing file, wrong checksum.
+        BundleError: no or unreadable manifest, another format, missing file, wrong checksum.
 
     """
     path = repository / name / str(version) / NAME
@@ -83,6 +84,8 @@ def read_manifest(repository: Path, name: str, version: int) -> Manifest:
         raise BundleError(f"{path}: has no format version")
     if found > FORMAT:
         raise BundleError(f"{path}: format {found} is newer than {FORMAT}, the newest this server reads; upgrade it")
+    if found < FORMAT:
+        raise BundleError(f"{path}: format {found} is older than {FORMAT}, the only one read; export the version again")
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
@@ -90,8 +93,10 @@ def read_manifest(repository: Path, name: str, version: int) -> Manifest:
         raise BundleError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     if (manifest.name, manifest.version) != (name, version):
         raise BundleError(f"{path}: is the manifest of {manifest.name}/{manifest.version}; the folder was moved")
+    skipped = tuple(f"{name}/{version}/{entity}s." for entity in elsewhere)
     for file, digest in manifest.files.items():
-        _verify(repository, file, digest)
+        if not file.startswith(skipped):
+            _verify(repository, file, digest)
     return manifest
 
 

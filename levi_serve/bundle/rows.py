@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from levi_serve.bundle import AnyArray, Int64Array
+from levi_serve.bundle import AnyArray, BoolArray, Int64Array
 from levi_serve.bundle.schema import Attributes, Frozen
 
 Id: TypeAlias = int | str
@@ -56,10 +56,11 @@ class Table:
 
     def __init__(self, folder: Path, name: str) -> None:
         """Open the four files of table `name`."""
-        self.ids: AnyArray = np.load(folder / f"{name}.ids.npy", mmap_mode="r")
-        self.rows: HalfArray = np.load(folder / f"{name}.rows.npy", mmap_mode="r")
-        self.trained: npt.NDArray[np.bool_] = np.load(folder / f"{name}.trained.npy", mmap_mode="r")
-        self._offsets: Int64Array = np.load(folder / f"{name}.offsets.npy", mmap_mode="r")
+        # As plain arrays: a `memmap` makes each of the small operations below several times as slow.
+        self.ids: AnyArray = np.asarray(np.load(folder / f"{name}.ids.npy", mmap_mode="r"))
+        self.rows: HalfArray = np.asarray(np.load(folder / f"{name}.rows.npy", mmap_mode="r"))
+        self.trained: BoolArray = np.asarray(np.load(folder / f"{name}.trained.npy", mmap_mode="r"))
+        self._offsets: Int64Array = np.asarray(np.load(folder / f"{name}.offsets.npy", mmap_mode="r"))
         self._attributes = np.memmap(folder / f"{name}.attributes.jsonl", dtype=np.uint8, mode="r")
 
     def __len__(self) -> int:
@@ -72,15 +73,38 @@ class Table:
 
     def find(self, ids: Sequence[Id]) -> Int64Array:
         """Row numbers [len(ids)]; -1 for an id that is not in the catalogue."""
-        wanted = _id_array(ids, self.ids.dtype)
-        at = np.searchsorted(self.ids, wanted)
-        found = (at < len(self.ids)) & (self.ids[np.minimum(at, len(self.ids) - 1)] == wanted)
-        return np.where(found, at, -1)
+        if self.ids.dtype.kind != "S":
+            return self._find(np.array(ids, dtype=np.int64))
+        keys = [str(i).encode("utf-8", "surrogatepass") for i in ids]
+        # NumPy drops NULs at the end of text and cuts text to the table's width: such ids are not the ones it finds.
+        whole = [len(key) <= self.ids.itemsize and not key.endswith(b"\0") for key in keys]
+        return np.where(whole, self._find(np.array(keys, dtype=self.ids.dtype)), -1)
+
+    def _find(self, wanted: AnyArray) -> Int64Array:
+        """Row numbers of `wanted`, which has the ids' own type: another one would have the whole table converted."""
+        at = self.ids.searchsorted(wanted)
+        found = self.ids.take(at, mode="clip") == wanted
+        if np.count_nonzero(found) < len(at):
+            at[~found] = -1
+        return at
+
+    def id(self, row: int) -> Id:
+        """The id of one entity of the catalogue."""
+        key = self.ids[row].item()
+        return key.decode() if isinstance(key, bytes) else key
 
     def attributes(self, row: int) -> Attributes:
         """The attributes of one entity of the catalogue."""
-        line = self._attributes[self._offsets[row] : self._offsets[row + 1]].tobytes()
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(line).items()}
+        return read_attributes(self.attributes_json(row))
+
+    def attributes_json(self, row: int) -> bytes:
+        """The attributes as they are stored."""
+        return self._attributes[self._offsets[row] : self._offsets[row + 1]].tobytes()
+
+
+def read_attributes(line: bytes) -> Attributes:
+    """Attributes from the JSON object that they are stored as."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(line).items()}
 
 
 def write_table(
@@ -88,7 +112,7 @@ def write_table(
     name: str,
     ids: Sequence[Id],
     attributes: Sequence[Attributes],
-    trained: npt.NDArray[np.bool_],
+    trained: BoolArray,
     rows: npt.NDArray[np.floating],
 ) -> None:
     """Write a table. `rows` [N + 1, width] follow `ids` [N], then the unknown entity; the files are sorted by id."""
@@ -100,12 +124,3 @@ def write_table(
     lines = [json.dumps(attributes[i], ensure_ascii=False).encode() + b"\n" for i in order]
     np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *map(len, lines)], dtype=np.int64))
     (folder / f"{name}.attributes.jsonl").write_bytes(b"".join(lines))
-
-
-def _id_array(ids: Sequence[Id], dtype: np.dtype[np.generic]) -> AnyArray:
-    """The ids as the table's key type; text longer than any stored id stays longer and so matches nothing."""
-    if dtype.kind != "S":
-        return np.asarray(ids, dtype=np.int64)
-    keys = [str(i).encode() for i in ids]
-    # NumPy drops NULs at the end of text: such an id must not match the one without them.
-    return np.asarray([key + b"\xff" if key.endswith(b"\0") else key for key in keys], dtype=np.bytes_)

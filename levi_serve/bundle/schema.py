@@ -25,6 +25,9 @@ ANSWER_FIELDS = frozenset(
 )
 """What a prediction tells beside its two entities, which stand in it under their own names."""
 
+LIST_FIELDS = frozenset({"exclude_rated", "items", "k"})
+"""What a request for recommendations, or its answer, has beside the user; each item then has `attributes` as well."""
+
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
 
@@ -122,11 +125,13 @@ class Schema(Frozen):
     def _consistent(self) -> Self:
         if self.user.name == self.item.name:
             raise ValueError("the two entities need different names")
-        taken = ANSWER_FIELDS & {self.user.name, self.item.name}
+        taken = (ANSWER_FIELDS | {"attributes"}) & {self.user.name, self.item.name} | LIST_FIELDS & {self.user.name}
         if taken:
             raise ValueError(
                 f"an entity cannot be named '{min(taken)}': the server's answers have a field of that name"
             )
+        if self.user.name == f"{self.item.name}s":
+            raise ValueError(f"the user cannot be named '{self.user.name}': lists of items have that name")
         if not self.rating_min < self.rating_max:
             raise ValueError("rating_min must be below rating_max")
         known = {f"{e.name}.{a}" for e in self.entities for a in ("id", *(x.name for x in e.attributes))}

@@ -91,6 +91,14 @@ def test_newer_format(repository: Path) -> None:
     )
 
 
+def test_older_format(repository: Path) -> None:
+    """An older format lacks files that a server needs: it is refused, and says what to do."""
+    edit(repository, format=FORMAT - 1)
+    assert refused(repository).endswith(
+        f"format {FORMAT - 1} is older than {FORMAT}, the only one read; export the version again"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ def test_rows_follow_their_ids(tmp_path: Path) -> None:
     assert table.trained[known].tolist() == [False, True, True, False]
     assert [table.attributes(int(row))["n"] for row in known] == ["d", "a", "c", "b"]
     assert len(table) == 4
+    assert [table.id(row) for row in range(4)] == [-1, 7, 30, 2**40]
+    assert type(table.id(0)) is int
     assert table.rows[table.unknown].tolist() == [-1, -0.5]
 
 
@@ -46,6 +49,18 @@ def test_text_ids(tmp_path: Path) -> None:
     assert table.rows[found].tolist() == [[0, 0.5], [3, 3.5], [4, 4.5], [1, 1.5]]
     assert table.find(["B0", "B000", "B00" * 50, "B00\0", "\0", "B00 ", "ä1", "日", "C"]).tolist() == [-1] * 9
     assert table.find([]).tolist() == []
+    assert [table.id(row) for row in range(len(table))] == ["", "B00", "b00", "Ä1", "日本"]
+
+
+def test_a_long_text_costs_no_copy_of_the_table(tmp_path: Path) -> None:
+    """An id that is longer than all of the table's is not found, and the table is not widened to compare it."""
+    table = write(tmp_path, [f"{i:05}" for i in range(1000)])
+    tracemalloc.start()
+    try:
+        assert table.find(["0" * 100_000, "00007", "\ud800"]).tolist() == [-1, 7, -1]
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.sets(st.integers(-(2**62), 2**62), min_size=1, max_size=20), st.sets(st.integers(-(2**62), 2**62)))
@@ -92,6 +107,6 @@ def test_rows_are_rounded_to_the_stored_type(tmp_path: Path) -> None:
 def test_a_table_is_memory_mapped(tmp_path: Path) -> None:
     """A table stays on disk and cannot be written to by accident."""
     table = write(tmp_path, [1, 2])
-    assert all(isinstance(a, np.memmap) for a in (table.ids, table.rows, table.trained))
+    assert all(isinstance(a.base, np.memmap) for a in (table.ids, table.rows, table.trained))
     with pytest.raises(ValueError, match="read-only"):
         table.rows[0] = 0

@@ -106,6 +106,12 @@ def test_attribute_names_differ(names: tuple[str, ...]) -> None:
     [
         ({"item": Entity(name="user")}, "need different names"),
         ({"rating_min": 5}, "rating_min must be below rating_max"),
+        ({"item": Entity(name="attributes")}, "an entity cannot be named 'attributes'"),
+        ({"user": Entity(name="attributes")}, "an entity cannot be named 'attributes'"),
+        ({"user": Entity(name="items")}, "an entity cannot be named 'items'"),
+        ({"user": Entity(name="k")}, "an entity cannot be named 'k'"),
+        ({"user": Entity(name="exclude_rated")}, "an entity cannot be named 'exclude_rated'"),
+        ({"user": Entity(name="movies")}, "the user cannot be named 'movies': lists of items have that name"),
         ({"user_template": {"clauses": ["user.shoe_size"]}}, "'user.shoe_size' names no attribute"),
         ({"pair_template": {"clauses": ["title"]}}, "'title' names no attribute"),
     ],

@@ -7,16 +7,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+import psutil
 import pytest
 
 from levi_serve.cli import Serve
 
+from .redis_server import RedisServer
 from .running import RunningApp
 from .toy import Toy
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +74,16 @@ def settings(repository: Path, **changes: Any) -> Serve:
     return Serve(_cli_parse_args=False, _env_file=None, model_repo=repository, threads=1, **changes)
 
 
+def until(attempt: Callable[[], T], tell: Callable[[], str] = str) -> T:
+    """Try until it is true; after too long a time, fail with what there is to tell."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        if result := attempt():
+            return result
+        time.sleep(0.02)
+    raise AssertionError(tell())
+
+
 class Process:
     """A `levi-serve` process on a free loopback port."""
 
@@ -78,12 +93,20 @@ class Process:
         self._file = log.open("w")
         command = [sys.executable, "-W", "error", "-m", "levi_serve.cli", "--port", "0", "--threads", "1", *arguments]
         self.popen = subprocess.Popen(command, stdout=self._file, stderr=subprocess.STDOUT, cwd=ROOT)
-        self.url = self._await(lambda: re.search(r"listening on (http://\S+)", self.text()))[1]
+        try:
+            self.url = self._await(lambda: re.search(r"listening on (http://[^\s\"]+)", self.text()))[1]
+        except BaseException:
+            self.popen.kill()
+            raise
         self.http = httpx.Client(base_url=self.url, timeout=10)
 
     def text(self) -> str:
         """What it has logged."""
         return self.log.read_text()
+
+    def ready(self, workers: int) -> None:
+        """Wait until that many processes have loaded their model."""
+        self._await(lambda: self.text().count("ready: levi/") >= workers)
 
     def settled(self) -> httpx.Response:
         """The answer of /readyz once the model is loaded, or has turned out to be unusable."""
@@ -96,19 +119,20 @@ class Process:
     def close(self) -> None:
         """Kill what is left."""
         self.http.close()
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.popen.pid).children():
+                child.kill()
         self.popen.kill()
         self.popen.wait()
         self._file.close()
 
     def _await(self, attempt: Callable[[], Any]) -> Any:
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
+        def alive() -> Any:
             result = attempt()
-            if result:
-                return result
-            assert self.popen.poll() is None, self.text()
-            time.sleep(0.02)
-        raise AssertionError(self.text())
+            assert result or self.popen.poll() is None, self.text()
+            return result
+
+        return until(alive, self.text)
 
 
 @pytest.fixture
@@ -123,3 +147,19 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     yield starter
     for process in processes:
         process.close()
+
+
+@pytest.fixture
+def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Starts real Redis servers with given options, and kills them."""
+    servers: list[RedisServer] = []
+
+    def starter(*options: str, **keywords: str) -> RedisServer:
+        folder = tmp_path / f"redis{len(servers)}"
+        folder.mkdir()
+        servers.append(RedisServer(folder, *options, **keywords))
+        return servers[-1]
+
+    yield starter
+    for server in servers:
+        server.kill()

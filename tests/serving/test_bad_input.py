@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import httpx
 import pytest
 
 from .conftest import settings
-from .running import RunningApp
+from .running import Gate, RunningApp
 from .toy import Toy
 
 KNOWN = {"user": 138, "movie": 357}
@@ -36,11 +35,6 @@ def complaints(answer: httpx.Response, name: str = "invalid-request", status: in
     """Where and why, of a request that breaks the schema."""
     body = problem(answer, status, name)
     return {error["where"]: error["reason"] for error in body["errors"]}
-
-
-def runs(app: RunningApp) -> list[str]:
-    """The counts of model runs so far."""
-    return [line for line in app.get("/metrics").text.splitlines() if line.startswith("levi_batch_size_count")]
 
 
 @pytest.mark.parametrize(
@@ -97,12 +91,11 @@ def test_unknown_id_says_how_to_send_attributes(app: RunningApp) -> None:
 
 
 def test_unknown_id_among_known_ones(app: RunningApp) -> None:
-    """In a list the first unknown id is named with its place, and nothing is predicted."""
-    before = runs(app)
+    """In a list the first unknown id is named with its place, wherever else it stands; no other pair is answered."""
     pairs = [KNOWN, {"user": 138, "movie": {"title": "x"}}, {"user": 138, "movie": 4711}, {"user": 1, "movie": 357}]
-    found = complaints(app.post(pairs), "unknown-id", 404)
-    assert found == {"pairs[3].user": "1 is not in the catalogue"}
-    assert runs(app) == before
+    assert complaints(app.post(pairs), "unknown-id", 404) == {"pairs[2].movie": "4711 is not in the catalogue"}
+    pairs = [KNOWN, {"user": 4711, "movie": 4712}, {"user": 138, "movie": 4711}]
+    assert complaints(app.post(pairs), "unknown-id", 404) == {"pairs[1].user": "4711 is not in the catalogue"}
 
 
 @pytest.mark.parametrize(
@@ -272,24 +265,21 @@ def test_a_broken_row_is_a_problem(entity_app: RunningApp) -> None:
     problem(entity_app.get("/predict?user=13&movie=357"), 500, "model-output")
 
 
-def test_overload(entity_toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overload(toy_repository: Path) -> None:
     """Requests beyond the queue get 429 with Retry-After at once; those within it are answered."""
-    limits = settings(entity_toy_repository, max_batch=1, max_pairs=1, max_queue=2)
+    limits = settings(toy_repository, max_batch=1, max_pairs=1, max_queue=2)
     with RunningApp(limits) as app:
-        gate = threading.Event()
-        lane = app.live.service.engine._score
-        run = lane._run
-        monkeypatch.setattr(lane, "_run", lambda items: (gate.wait(10), run(items))[1])
+        gate = Gate(app, "_score" if app.live.service.version.encoder else "_read")
 
         async def crowd() -> list[httpx.Response]:
-            tasks = [asyncio.ensure_future(app.client.get("/predict?user=138&movie=357")) for _ in range(5)]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            gate.set()
+            tasks = await gate.crowd(8)
+            gate.open()
             return list(await asyncio.gather(*tasks))
 
         answers = app.run(crowd())
     refused = [answer for answer in answers if answer.status_code != 200]
-    assert len(refused) == 2
+    assert [answer.status_code for answer in answers] == [200] * (8 - len(refused)) + [429] * len(refused)
+    assert len(refused) == 8 - gate.permits - 2
     for answer in refused:
         problem(answer, 429, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1

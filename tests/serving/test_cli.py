@@ -50,6 +50,18 @@ def test_validate_names_the_broken_file(
         (["--port", "70000"], "--port"),
         (["--port", "http"], "--port"),
         (["--threads", "0"], "--threads"),
+        (["--workers", "0"], "--workers"),
+        (["--workers", "-1"], "--workers"),
+        (["--workers", "two"], "--workers"),
+        (["--workers", "257"], "--workers"),
+        (["--token", ""], "LEVI_TOKEN or --token-file must hold printable ASCII"),
+        (["--token", "two words"], "LEVI_TOKEN or --token-file must hold printable ASCII"),
+        (["--token", "ünicode"], "LEVI_TOKEN or --token-file must hold printable ASCII"),
+        (["--token", "a", "--token-file", "b"], "give --token-file or LEVI_TOKEN, not both"),
+        (["--token-file", "/no/such/file"], "--token-file /no/such/file: No such file or directory"),
+        (["--token-file", "/"], "--token-file /: Is a directory"),
+        (["--token-file", "/dev/null"], "LEVI_TOKEN or --token-file must hold printable ASCII"),
+        (["--log-format", "xml"], "--log-format"),
         (["--max-batch", "0"], "--max-batch"),
         (["--max-queue", "1999"], "max_queue must be at least twice max_pairs"),
         (["--device", "tpu"], "--device"),
@@ -89,6 +101,30 @@ def test_missing_gpu_ends_the_process(entity_toy_repository: Path) -> None:
     assert ended.returncode == 1
     assert "levi-serve: device cuda: the installed ONNX Runtime has no CUDAExecutionProvider" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_wrong_token_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What is said about a token that cannot be one does not show it; nor does a file that is no text."""
+    assert levi_serve(monkeypatch, "--token", "my secret") == 2
+    assert "secret" not in capsys.readouterr().err
+    (tmp_path / "token").write_bytes(b"\xff\xfesecret")
+    assert levi_serve(monkeypatch, "--token-file", tmp_path / "token") == 2
+    assert capsys.readouterr().err.startswith(f"levi-serve: --token-file {tmp_path}/token: is not UTF-8 text")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_address_that_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, workers: str
+) -> None:
+    """An address of another machine, or none at all, is one line and exit code 1."""
+    for host, reason in (("192.0.2.1", "Cannot assign requested address"), ("no.such.host.invalid", "N")):
+        arguments = ("--model-repo", tmp_path, "--host", host, "--workers", workers)
+        assert levi_serve(monkeypatch, *arguments) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"levi-serve: cannot listen on {host}:8000: {reason}")
+        assert said.count("\n") == 1
 
 
 def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

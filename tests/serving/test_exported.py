@@ -67,3 +67,21 @@ def test_promised_request(app: RunningApp) -> None:
     answers = app.post([{"user": 138, "movie": {"title": title}} for title in titles]).json()
     assert [answer["cold_start"] for answer in answers] == [["movie"], ["movie"]]
     assert len({answer["rating"] for answer in answers}) == 2
+
+
+def test_recommendations_are_the_best_predictions(app: RunningApp) -> None:
+    """The whole catalogue in one pass is in the order, and has the ratings, of every pair scored by itself."""
+    version = app.live.service.version
+    ids = version.tables[1].ids.tolist()
+    alone = [app.get(f"/predict?user=138&movie={movie}").json() for movie in ids]
+    alone.sort(key=lambda answer: (-answer["rating"], answer["movie"]))
+    if version.manifest.views == "entity":
+        items = app.get(f"/recommend?user=138&k={len(ids)}").json()["items"]
+        rated = set(version.rated.items_of(int(version.tables[0].find([138])[0])).tolist())
+        left = app.get(f"/recommend?user=138&k={len(ids)}&exclude_rated=true").json()["items"]
+        assert [i["movie"] for i in left] == [i["movie"] for i in items if ids.index(i["movie"]) not in rated]
+        assert 0 < len(left) < len(items)
+    else:
+        items = app.request("POST", "/rank", json={"user": 138, "movies": ids}).json()["items"]
+    assert [item["rating"] for item in items] == pytest.approx([answer["rating"] for answer in alone], abs=1e-5)
+    assert [item["movie"] for item in items] == [answer["movie"] for answer in alone]

@@ -29,7 +29,8 @@ def api(toy_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.mark.parametrize(
     ("operation", "mode"),
     [
-        *product(["GET /predict", "POST /predict"], GenerationMode),
+        *product(["GET /predict", "POST /predict", "POST /rank"], GenerationMode),
+        *product(["GET /recommend", "POST /recommend"], GenerationMode),
         *product(["GET /livez", "GET /readyz", "GET /info", "GET /metrics"], [GenerationMode.POSITIVE]),
     ],
 )
@@ -61,7 +62,8 @@ def test_document_follows_the_schema(app: RunningApp) -> None:
     rating = schemas["Prediction"]["properties"]["rating"]
     assert (rating["minimum"], rating["maximum"]) == (1, 5)
     assert schemas["Pairs"]["properties"]["pairs"]["maxItems"] == 1000
-    assert set(post["responses"]) == {"200", "400", "404", "413", "415", "422", "429", "500", "503"}
+    assert set(get["responses"]) == {"200", "404", "422", "429", "500", "503", "504"}
+    assert set(post["responses"]) == {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"}
 
 
 def test_examples_work(app: RunningApp) -> None:

@@ -114,7 +114,7 @@ def test_readyz_runs_the_model(entity_toy_repository: Path, monkeypatch: pytest.
     with RunningApp(settings(entity_toy_repository)) as app:
         assert app.get("/readyz").status_code == 200
 
-        def fail(_pairs: object) -> None:
+        async def fail(_pairs: object) -> None:
             raise RuntimeError("out of memory")
 
         monkeypatch.setattr(app.live.service.engine._score, "_run", fail)
@@ -148,8 +148,11 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 def test_metrics_count_requests_problems_and_batches(entity_toy_repository: Path) -> None:
-    """After known requests the exposition holds exactly their counts by route, method, status and problem."""
+    """After known requests the exposition holds exactly their counts by route, method, status and problem; its batches
+    are those of the start, which replayed the golden examples, and theirs.
+    """
     with RunningApp(settings(entity_toy_repository)) as app:
+        start = samples(app.metrics.text().decode())
         for _ in range(3):
             app.get("/predict?user=138&movie=357")
         app.post([{"user": 138, "movie": 357}, {"user": 138, "movie": NEW_FILM}])
@@ -159,7 +162,8 @@ def test_metrics_count_requests_problems_and_batches(entity_toy_repository: Path
         found = samples(app.get("/metrics").text)
 
     def count(name: str, **labels: str) -> float:
-        return found.get((name, frozenset(labels.items())), 0.0)
+        sample = (name, frozenset(labels.items()))
+        return found.get(sample, 0.0) - (start.get(sample, 0.0) if "batch" in name else 0.0)
 
     requests = "levi_http_request_duration_seconds_count"
     assert count(requests, route="/predict", method="GET", status="200") == 3
@@ -169,9 +173,9 @@ def test_metrics_count_requests_problems_and_batches(entity_toy_repository: Path
     assert count(requests, route="/predict", method="other", status="405") == 1
     assert count("levi_errors_total", problem="unknown-id") == 1
     assert count("levi_errors_total", problem="not-found") == 1
-    assert (count("levi_batch_size_count", lane="score"), count("levi_batch_size_sum", lane="score")) == (4, 5)
+    assert (count("levi_batch_size_count", lane="score"), count("levi_batch_size_sum", lane="score")) == (5, 6)
     assert count("levi_batch_size_sum", lane="encode") == 1
-    assert count("levi_batch_duration_seconds_count", lane="score") == 4
+    assert count("levi_batch_duration_seconds_count", lane="score") == 5
     assert count("levi_queue_depth", lane="score") == 0
     assert count("levi_ready") == 1
     assert count("levi_model_info", model="levi", version="1", views="entity") == 1

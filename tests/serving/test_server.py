@@ -30,9 +30,10 @@ def test_starts_answers_and_ends(start: Start, toy: Toy, toy_repository: Path) -
     server.popen.send_signal(signal.SIGTERM)
     assert server.exit_code() == 0
     said = [line.split(" ", 3)[3] for line in server.text().splitlines()]
-    assert said[0].startswith("listening on http://127.0.0.1:")
-    assert said[1].startswith("ready: levi/1, loaded in")
-    assert said[2:] == ["draining", "stopping"]
+    assert said[0].startswith(f"settings model_repo={toy_repository} model=levi ")
+    assert said[1].startswith("listening on http://127.0.0.1:")
+    assert said[2].startswith("ready: levi/1, loaded in")
+    assert said[3:] == ["draining", "stopping"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

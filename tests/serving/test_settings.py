@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from levi_serve.bundle.commands import parse
+from levi_serve.bundle.commands import UsageError, parse
 from levi_serve.cli import Serve
-from levi_serve.settings import ServeSettings, reference
+from levi_serve.settings import ServeSettings, masked, open_secrets, reference
 
-from .conftest import ROOT
+from .conftest import ROOT, settings
 
 
 def test_every_setting_is_described() -> None:
@@ -54,3 +56,84 @@ def test_version_is_latest_or_a_number() -> None:
     settings = parse(Serve, "levi-serve", ["--version", "3"])
     assert isinstance(settings, Serve)
     assert settings.version == 3
+
+
+def test_token_from_environment_and_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The token comes from the variable or the file, whose last line may end."""
+    file = tmp_path / "token"
+    file.write_text("from-file\n")
+    assert parse(Serve, "levi-serve", ["--token-file", str(file)]).token == SecretStr("from-file")
+    monkeypatch.setenv("LEVI_TOKEN_FILE", str(file))
+    assert parse(Serve, "levi-serve", []).token == SecretStr("from-file")
+    monkeypatch.delenv("LEVI_TOKEN_FILE")
+    monkeypatch.setenv("LEVI_TOKEN", "from-variable")
+    assert parse(Serve, "levi-serve", []).token == SecretStr("from-variable")
+
+
+class Fuller(Serve):
+    """With settings that may hold secrets in other forms."""
+
+    redis: str | None = None
+    password: SecretStr | None = None
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://:s3cret@host:6379/0", "redis://***@host:6379/0"),
+        ("rediss://user:s3c/r@t@host", "rediss://***@host"),
+        ("redis://host/0?password=s3cret&db=1", "redis://host/0?***"),
+        ("redis://s3cret@host/0?password=s3cret", "redis://***"),
+        ("redis://host/0?password=s@3cret", "redis://***"),
+        ("redis://:s?3cret@host", "redis://***"),
+        ("unix://user:s3cret@/run/redis.sock", "unix://***@/run/redis.sock"),
+    ],
+)
+def test_no_secret_is_shown(url: str, shown: str) -> None:
+    """What is logged at the start has every setting's value, and stars where there is a secret."""
+    given = Fuller(_cli_parse_args=False, _env_file=None, redis=url, password="s3cret", token="s3cret")
+    effective = masked(given)
+    assert set(effective) == set(Fuller.model_fields)
+    assert (effective["redis"], effective["token"], effective["password"]) == (shown, "**********", "**********")
+    assert "3c" not in json.dumps(effective)
+    assert (effective["port"], effective["model_repo"]) == (8000, "model_repo")
+
+
+def test_a_worker_gets_every_setting(tmp_path: Path) -> None:
+    """What the parent hands on makes the same settings again, whatever stands in the environment by then."""
+    file = tmp_path / "token"
+    file.write_text("t0ken")
+    given = settings(tmp_path, token_file=file, workers=3, drain_s=0.5, log_format="json", version=7, timeout_ms=9)
+    file.unlink()
+    again = Serve(_cli_parse_args=False, _env_file=None, **json.loads(json.dumps(open_secrets(given))))
+    assert again == given.model_copy(update={"token_file": None})
+    assert again.token == SecretStr("t0ken")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--remote-only", "user"], "remote_only needs redis"),
+        (["--redis", "localhost:6379"], "--redis (or LEVI_REDIS): a Redis URL starts with redis://"),
+        (["--redis", "redis://h", "--redis-timeout-ms", "0"], "--redis-timeout-ms"),
+        (["--redis", "redis://h", "--redis-timeout-ms", "inf"], "--redis-timeout-ms"),
+        (["--redis-ttl-s", "0"], "--redis-ttl-s"),
+        (["--absent-s", "-1"], "--absent-s"),
+        (["--cache-mib", "-1"], "--cache-mib"),
+        (["--on-missing", "guess"], "--on-missing"),
+    ],
+)
+def test_wrong_stores(arguments: list[str], says: str) -> None:
+    """Settings of the stores that make no sense are said at start."""
+    with pytest.raises(UsageError) as caught:
+        parse(Serve, "levi-serve", arguments)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [["user,movie"], ["user", "--remote-only", "movie"], ["user, movie"]])
+def test_several_entities(given: list[str]) -> None:
+    """Entities without a table are named with commas between them or by a flag each."""
+    settings = parse(Serve, "levi-serve", ["--redis", "redis://h", "--remote-only", *given])
+    assert isinstance(settings, Serve)
+    assert settings.remote_only == ("user", "movie")

@@ -1,7 +1,8 @@
-"""levi_serve.versions: what may be served, and that everything else is refused with the file's name."""
+"""levi_serve.versions and proof: what may be served, and that everything else is refused with the file's name."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
+from levi_serve.app import bring_up
 from levi_serve.bundle.golden import read_golden, write_golden
 from levi_serve.bundle.manifest import BundleError
-from levi_serve.versions import load, newest
+from levi_serve.live import Service
+from levi_serve.metrics import Metrics
+from levi_serve.versions import newest
 
+from .conftest import settings
 from .toy import Toy, edit_manifest, pair_graph, vouch
 
 
@@ -30,10 +35,21 @@ def folder(repository: Path) -> Path:
     return repository / "levi" / "1"
 
 
+def brought_up(repository: Path) -> Service:
+    """Version 1, loaded and proven as the server does."""
+
+    async def proven() -> Service:
+        service = await bring_up(settings(repository, version=1), Metrics())
+        await service.engine.close()
+        return service
+
+    return asyncio.run(proven())
+
+
 def refused(repository: Path) -> str:
     """Why version 1 cannot be served, in one line."""
     with pytest.raises(BundleError) as caught:
-        load(repository, "levi", 1, "cpu", threads=1)
+        brought_up(repository)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -57,10 +73,10 @@ def test_no_version(tmp_path: Path) -> None:
 
 def test_a_whole_version_loads(toy: Toy, toy_repository: Path) -> None:
     """An untouched version of either views passes and reports how closely its golden examples were met."""
-    version = load(toy_repository, "levi", 1, "cpu", threads=1)
-    assert version.manifest.views == toy.views
-    assert len(version.examples) == 3 * 3 + 2
-    assert 0 < version.worst < 1e-5
+    service = brought_up(toy_repository)
+    assert service.version.manifest.views == toy.views
+    assert len(service.version.examples) == 3 * 3 + 2
+    assert 0 < service.golden_difference < 1e-5
 
 
 ALL_FILES = [
@@ -70,6 +86,9 @@ ALL_FILES = [
     "levi/1/monitor.npz",
     "levi/1/golden.jsonl",
     "levi/1/unknown.npy",
+    "levi/1/unknown_rows.npy",
+    "levi/1/rated.offsets.npy",
+    "levi/1/rated.items.npy",
     "levi_encoder/1/model.onnx",
     *(
         f"levi/1/{table}.{part}"
@@ -115,7 +134,8 @@ def test_file_without_checksum(repository: Path, folder: Path, file: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 2}, "format 2 is newer than 1"),
+        ({"format": 3}, "format 3 is newer than 2"),
+        ({"format": 1}, "format 1 is older than 2, the only one read; export the version again"),
         ({"format": None}, "has no format version"),
         ({"version": 2}, "the folder was moved"),
         ({"views": "stereo"}, "views: Input should be 'entity' or 'pair'"),
@@ -148,6 +168,16 @@ def test_file_outside_the_repository(repository: Path, folder: Path) -> None:
     [
         ("users.rows.npy", np.zeros((5, 3), np.float16), "users.rows.npy: is [5, 3], expected [5, 4]"),
         ("users.trained.npy", np.zeros(2, bool), "expected [5, 4]"),
+        ("unknown_rows.npy", np.zeros((2, 3), np.float16), "is float16 [2, 3], expected float16 [2, 4]"),
+        ("unknown_rows.npy", np.zeros((1, 4), np.float16), "is float16 [1, 4], expected float16 [2, 4]"),
+        ("unknown_rows.npy", np.zeros((2, 4), np.float32), "is float32 [2, 4], expected float16 [2, 4]"),
+        ("rated.offsets.npy", np.array([0, 1, 1, 4]), "rated.*: is not about the 4 and 3 rows of the two tables"),
+        ("rated.offsets.npy", np.array([0, 1, 1, 4, 5]), "rated.*: is not about"),
+        ("rated.offsets.npy", np.array([1, 1, 1, 4, 4]), "rated.*: is not about"),
+        ("rated.offsets.npy", np.array(4), "rated.*: is not about"),
+        ("rated.items.npy", np.array([0, 1, 2, 3], np.int32), "rated.*: is not about"),
+        ("rated.items.npy", np.array([0, 1, 2, -1], np.int32), "rated.*: is not about"),
+        ("rated.items.npy", np.array([0, 1, 2], np.int32), "rated.*: is not about"),
         ("unknown.npy", np.zeros((2, 3), np.float32), "'embedding' is float32 [B, 2], expected float32 [B, 3]"),
         ("unknown.npy", np.zeros((0, 2), np.float32), "unknown.npy: is empty"),
     ],
@@ -159,12 +189,24 @@ def test_arrays_of_another_shape(repository: Path, folder: Path, file: str, arra
     assert says in refused(repository)
 
 
-@pytest.mark.parametrize("file", ["users.ids.npy", "monitor.npz", "tokenizer.json", "unknown.npy", "golden.jsonl"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "users.ids.npy",
+        "monitor.npz",
+        "tokenizer.json",
+        "unknown.npy",
+        "unknown_rows.npy",
+        "rated.offsets.npy",
+        "rated.items.npy",
+        "golden.jsonl",
+    ],
+)
 def test_files_of_another_kind(repository: Path, folder: Path, file: str) -> None:
     """A file that is not what its name says is refused and named, even with a correct checksum."""
     (folder / file).write_text("{}")
     vouch(repository, folder)
-    assert file.removesuffix(".ids.npy") in refused(repository)
+    assert f"/{file.partition('.')[0]}." in refused(repository)
 
 
 def test_graph_of_other_views(repository: Path, folder: Path) -> None:
@@ -184,14 +226,14 @@ def test_graph_of_other_views(repository: Path, folder: Path) -> None:
         (lambda e: {"head_ratings": e.head_ratings[1:]}, "has 2 head ratings, the model gives 3"),
         (lambda e: {"sentences": [s + "." for s in e.sentences]}, "the sentences read"),
         (lambda e: {"tokens": [[*t[:-1], t[-1] + 1] for t in e.tokens]}, "the token ids of"),
-        (lambda e: {"item": e.item.model_copy(update={"id": 4711})}, "4711 is not in the catalogue"),
+        (lambda e: {"item": e.item.model_copy(update={"id": 4711})}, "id 4711 is not in the table"),
     ],
     ids=["rating", "far", "head", "heads", "sentence", "tokens", "unknown"],
 )
 def test_golden_mismatch(repository: Path, folder: Path, line: int, change: Any, says: str) -> None:
     """A version that does not reproduce one of its golden examples, in any respect, is refused."""
     path = folder / "golden.jsonl"
-    examples = read_golden(path)
+    examples = read_golden(path, width=4)
     examples[line] = examples[line].model_copy(update=change(examples[line]))
     write_golden(path, examples)
     vouch(repository, folder)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.schema import ANSWER_FIELDS, Attribute, Entity, Schema, Template
 from levi_serve.errors import InvalidRequestError, UnknownIdError
-from levi_serve.predictor import GivenPair, Prediction
+from levi_serve.predictor import GivenPair, Scores
+from levi_serve.store import Int8Array, State
 from levi_serve.wire import Wire
 
 NOTHING = Template(clauses=())
@@ -32,6 +33,16 @@ def wire(user: Entity, item: Entity) -> Wire:
     return Wire(manifest, GivenPair("u", 1), max_pairs=2)
 
 
+def answers(wire: Wire, *pairs: GivenPair, state: tuple[Int8Array, Int8Array] | None = None) -> list[dict[str, object]]:
+    """Some answers; users are new."""
+    n = len(pairs)
+    scores = Scores(
+        np.full(n, 0.5), np.full((n, 2), [0.4, 0.6]), np.full(n, 0.1), np.full(n, 0.2), np.ones(n, np.bool_)
+    )
+    trained = np.zeros(n, np.bool_), np.ones(n, np.bool_)
+    return [json.loads(answer) for answer in wire.answers(pairs, scores, trained, state)]
+
+
 def test_names_that_clash_with_python() -> None:
     """Entities and attributes may be called like Python's keywords and like methods of the libraries underneath."""
     names = ["class", "json", "copy", "schema", "model_dump", "keys", "pairs", "self", "none"]
@@ -41,9 +52,9 @@ def test_names_that_clash_with_python() -> None:
     (pair,) = odd.body(json.dumps({"pairs": [{"import": given, "items": 3}]}).encode())
     assert pair == (given, 3)
     assert odd.query(b"items=4&import=x") == ("x", 4)
-    answer = odd.answer(Prediction(pair.user, pair.item, 0.5, [0.4, 0.6], 0.1, 0.2, ["import"]))
+    (answer,) = answers(odd, pair)
     assert answer["import"] == given
-    assert (answer["items"], answer["model"], answer["version"]) == (3, "m", 7)
+    assert (answer["items"], answer["cold_start"], answer["model"], answer["version"]) == (3, ["import"], "m", 7)
 
 
 def test_entity_without_attributes() -> None:
@@ -51,7 +62,7 @@ def test_entity_without_attributes() -> None:
     bare = wire(Entity(name="user", id_type="string"), Entity(name="item"))
     with pytest.raises(InvalidRequestError, match=r"pairs\[0\].item: should be an integer"):
         bare.body(b'{"pairs": [{"user": "u", "item": {"title": "x"}}]}')
-    assert bare.unknown_id(UnknownIdError(1, 5, 0), "").problem.detail == "There is no item 5 in the catalogue of m/7."
+    assert bare.unknown_id(UnknownIdError(1, 5), "").problem.detail == "There is no item 5 in the catalogue of m/7."
 
 
 @pytest.mark.parametrize("name", sorted(ANSWER_FIELDS))
@@ -62,7 +73,9 @@ def test_names_of_answer_fields_are_taken(name: str) -> None:
 
 
 def test_answer_fields_are_all_there() -> None:
-    """The answer has the two entities and exactly the fields that schemas keep free."""
+    """The answer has the two entities and exactly the fields that schemas keep free; `degraded` only where it is so."""
     plain = wire(Entity(name="user", id_type="string"), Entity(name="item"))
-    answer: dict[str, Any] = plain.answer(Prediction("u", 1, 0.5, [0.4, 0.6], 0.1, 0.2, []))
-    assert set(answer) == {"user", "item"} | ANSWER_FIELDS
+    degraded = np.array([State.DEGRADED, State.FOUND], np.int8), np.zeros(2, np.int8)
+    first, second = answers(plain, GivenPair("u", 1), GivenPair("v", 2), state=degraded)
+    assert set(first) == {"user", "item"} | ANSWER_FIELDS
+    assert set(second) == set(first) - {"degraded"}

@@ -21,9 +21,10 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
 
 from levi_serve.bundle.golden import Golden, GoldenEntity, write_golden
-from levi_serve.bundle.manifest import Manifest, TokenizerSpec, sha256
+from levi_serve.bundle.manifest import FORMAT, Manifest, TokenizerSpec, sha256
 from levi_serve.bundle.prompt import entity_sentence, pair_sentence
-from levi_serve.bundle.rows import Id, Layout, write_table
+from levi_serve.bundle.rated import write_rated
+from levi_serve.bundle.rows import Id, Layout, Table, write_table
 from levi_serve.bundle.schema import Attribute, Attributes, Entity, Schema, Template, build_vocabulary, encode
 
 HEADS = 3
@@ -46,6 +47,8 @@ MOVIES: dict[Id, Attributes] = {
 UNTRAINED = (1001,)
 BROKEN = (13,)
 """Users whose rows are not numbers; no golden example has them."""
+RATED: dict[Id, tuple[Id, ...]] = {138: (357,), 7: (50, 357), 13: (50,)}
+"""Movies that users rated in training."""
 
 
 def schema(id_type: str = "integer") -> Schema:
@@ -142,7 +145,9 @@ class Toy:
     def golden(self, user: Any, movie: Any) -> Golden:
         said = self.sentences(user, movie)
         sides = [
-            GoldenEntity(id=None if isinstance(given, Mapping) else given, attributes=dict(self.known(side, given)))
+            GoldenEntity(id=None, attributes=dict(given))
+            if isinstance(given, Mapping)
+            else GoldenEntity(id=given, attributes=dict(self.known(side, given)), row=self.row(side, given).tobytes())
             for side, given in enumerate((user, movie))
         ]
         return Golden(
@@ -177,9 +182,12 @@ class Toy:
             trained = np.array([given not in UNTRAINED for given in rows])
             write_table(folder, table, list(rows), list(rows.values()), trained, np.stack(stored))
             files += folder.glob(f"{table}.*")
+        np.save(folder / "unknown_rows.npy", np.stack([self.row(side, {}) for side in (0, 1)]))
+        self._write_rated(folder)
+        files += [folder / "unknown_rows.npy", *folder.glob("rated.*")]
         tokenizer().save(str(folder / "tokenizer.json"))
         np.savez(folder / "monitor.npz", spread=REFERENCE)
-        users, movies = [user for user in self.users if user not in BROKEN], list(self.movies)
+        users, movies = [user for user in self.users if user not in BROKEN], list(self.movies)[:3]
         new = {"title": "A new film", "genres": ("Drama",)}
         pairs = [(user, movie) for user in users for movie in movies] + [(users[0], new), ({"age": 40}, movies[0])]
         write_golden(folder / "golden.jsonl", [self.golden(*pair) for pair in pairs])
@@ -187,9 +195,14 @@ class Toy:
         self._write_manifest(repository, folder, files, name, version)
         return folder
 
+    def _write_rated(self, folder: Path) -> None:
+        users, movies = Table(folder, "users"), Table(folder, "movies")
+        pairs = [(user, movie) for user in self.users for movie in RATED.get(user, ())]
+        write_rated(folder, len(users), users.find([u for u, _ in pairs]), movies.find([m for _, m in pairs]))
+
     def _write_manifest(self, repository: Path, folder: Path, files: Sequence[Path], name: str, version: int) -> None:
         manifest = Manifest(
-            format=1,
+            format=FORMAT,
             name=name,
             version=version,
             views=self.views,

@@ -20,6 +20,7 @@ from levi_serve.bundle import tensors
 from levi_serve.bundle.golden import GoldenEntity, read_golden
 from levi_serve.bundle.manifest import read_manifest
 from levi_serve.bundle.prompt import entity_sentence, pair_sentence
+from levi_serve.bundle.rated import Rated
 from levi_serve.bundle.rows import Table
 from levi_serve.bundle.tokens import Tokenizer
 from tests.tiny import fitted
@@ -221,6 +222,42 @@ def test_row_of_an_unknown_entity(exported: Exported) -> None:
         assert found.any()
 
 
+def test_rows_of_unknown_entities_apart(exported: Exported) -> None:
+    """unknown_rows.npy holds both tables' last rows, for a server that has only one of the tables, or neither."""
+    unknown = np.load(exported.folder / "unknown_rows.npy")
+    assert unknown.dtype == np.float16
+    assert np.array_equal(unknown, [exported.table(side).rows[-1] for side in (0, 1)])
+
+
+def test_rated_in_training(exported: Exported) -> None:
+    """For each user the movies of his training ratings, and of no other part's."""
+    run, rated = exported.run, Rated(exported.folder)
+    expected: dict[int, set[int]] = {}
+    for row in run.split.train.tolist():
+        expected.setdefault(int(run.dataset.ratings.user[row]), set()).add(int(run.dataset.ratings.item[row]))
+    assert len(rated) == len(run.dataset.users)
+    assert [set(rated.items_of(user).tolist()) for user in range(len(rated))] == [
+        expected.get(user, set()) for user in range(len(rated))
+    ]
+    assert len(rated.items) == len(run.split.train) < len(run.dataset.ratings)
+
+
+def test_rated_follows_the_stored_order(exported: Exported, tmp_path: Path) -> None:
+    """Where a dataset's tables are not sorted by id, the sparse table follows the stored ones, which are."""
+    dataset = exported.run.dataset
+    users, items = dataset.users[::-1], dataset.items[::-1]
+    ratings = dataclasses.replace(
+        dataset.ratings, user=len(users) - 1 - dataset.ratings.user, item=len(items) - 1 - dataset.ratings.item
+    )
+    backwards = dataclasses.replace(dataset, users=users, items=items, ratings=ratings)
+    for file in exported.folder.glob("*s.*"):
+        shutil.copy(file, tmp_path)
+    module._write_rated(dataclasses.replace(exported.run, dataset=backwards), tmp_path)
+    for name in ("offsets", "items"):
+        file = f"rated.{name}.npy"
+        assert (tmp_path / file).read_bytes() == (exported.folder / file).read_bytes()
+
+
 def test_unknown_inputs_of_the_encoder(entity: Exported) -> None:
     """unknown.npy holds what the encoder is fed as the id embedding of a new user and a new movie."""
     unknown = np.load(entity.folder / "unknown.npy")
@@ -322,7 +359,7 @@ def test_calibration(exported: Exported) -> None:
 def test_golden(exported: Exported) -> None:
     """Golden examples have known and cold users and movies in every combination, with what torch makes of them."""
     run = exported.run
-    examples = read_golden(exported.folder / "golden.jsonl")
+    examples = read_golden(exported.folder / "golden.jsonl", exported.table(0).rows.shape[1])
     cold = [(example.user.id is None, example.item.id is None) for example in examples]
     assert cold[: module.GOLDEN] == [(False, False)] * module.GOLDEN
     assert set(cold[module.GOLDEN :]) == {(True, False), (False, True), (True, True)}
@@ -340,6 +377,12 @@ def test_golden(exported: Exported) -> None:
         else:
             assert example.sentences == [pair_sentence(schema, *sides)]
         assert example.tokens == run.tokenizer.encode(example.sentences)
+        for side, entity in enumerate((example.user, example.item)):
+            if entity.id is None:
+                assert entity.row is None
+            else:
+                table = exported.table(side)
+                assert np.array_equal(entity.stored, table.rows[table.find([entity.id])[0]])
 
 
 TYPES = {"tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64"}
@@ -386,6 +429,7 @@ STAGES = [
     ("_parity", 1),
     ("_tables", 1),
     ("write_table", 2),
+    ("write_rated", 1),
     ("write_golden", 1),
     ("calibrate", 1),
     ("sha256", 1),

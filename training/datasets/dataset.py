@@ -49,7 +49,7 @@ class Dataset:
     ratings: Ratings
     shift: GenreShift | None
     licence: str = "not stated"
-    """Under what terms the data, and so a bundle that carries its entity attributes, may be used."""
+    """Under what terms the data may be used, and so a bundle: it carries entity attributes, and who rated what."""
 
 
 def attributes(table: pa.Table, entity: Entity, rows: Sequence[int] | None = None) -> list[Attributes]:

@@ -1,0 +1,115 @@
+"""The peers: everybody serves the same graph and tables from one core, and they take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.serving.bench import Bench, spread
+from benchmarks.serving.environments import installed
+from benchmarks.serving.lineup import LINEUP, OURS, Contestant, Setting
+from levi_serve.bundle.commands import RunError
+
+IDLE_S = 5.0
+_SWEEP_S = 2.0
+
+
+def compare(bench: Bench, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Throughput, latency, memory and idle CPU of each; several repeats, one after the other in turn."""
+    chosen = [who for who in LINEUP if (not only or who.name in only) and bench.bundle.views in who.views]
+    results: dict[str, dict[str, Any]] = {}
+    settings: dict[str, Setting] = {}
+    for who in chosen:
+        try:
+            settings[who.name], results[who.name] = _best_setting(bench, who)
+        except RunError as error:
+            bench.say(f"{who.name}: left out: {error}")
+            results[who.name] = {"left_out": str(error)}
+    for turn in range(bench.repeats):
+        for who in chosen:
+            if who.name in settings:
+                _measure(bench, who, settings[who.name], results[who.name], turn)
+    for result in results.values():
+        if result.get("runs"):
+            result["summary"] = _summary(result["runs"])
+    return {"servers": results, "ratios": _ratios(results)}
+
+
+def _best_setting(bench: Bench, who: Contestant) -> tuple[Setting, dict[str, Any]]:
+    """Try each setting for a moment; a setting that fails is recorded and not taken.
+
+    Raises:
+        RunError: it cannot be installed, or none of its settings works.
+
+    """
+    versions = installed(who.bin(bench.cache))
+    tried: list[dict[str, Any]] = []
+    for setting in who.settings:
+        facts: dict[str, Any] = {"route": setting.route, **setting.variables}
+        try:
+            with bench.serve(who, setting) as server:
+                report = bench.ceiling(server, [bench.singles(setting)], seconds=_SWEEP_S, warmup=1.0)
+                facts["throughput"] = report.goodput
+        except RunError as error:
+            facts["failed"] = str(error)
+        bench.say(f"{who.name}: {facts}")
+        tried.append(facts)
+    working = [(facts["throughput"], i) for i, facts in enumerate(tried) if "throughput" in facts]
+    if not working:
+        raise RunError(tried[0]["failed"])
+    best = who.settings[max(working)[1]]
+    return best, {
+        "versions": {name: versions.get(name, "?") for name in who.packages},
+        "setting": {"route": best.route, **best.variables},
+        "tried": tried,
+        "runs": [],
+    }
+
+
+def _measure(bench: Bench, who: Contestant, setting: Setting, result: dict[str, Any], turn: int) -> None:
+    traffic = [bench.singles(setting, seed=bench.seed + turn)]
+    try:
+        with bench.serve(who, setting) as server:
+            difference = None if who.tolerance is None else bench.difference(server, setting, who.tolerance)
+            ceiling = bench.ceiling(server, traffic)
+            half = bench.open(server, traffic, ceiling.goodput / 2)
+            memory, idle = server.memory_mib(), server.cpu_share(IDLE_S)
+    except RunError as error:
+        bench.say(f"{who.name}: {error}")
+        result.setdefault("failed", []).append(str(error))
+        return
+    bench.say(
+        f"{who.name}: {ceiling.goodput:,.0f} requests/s; at half of it p50 {half.latency_ms.p50:.2f} ms, "
+        f"p99 {half.latency_ms.p99:.2f} ms; {memory:.0f} MiB, idle {idle:.1%}"
+    )
+    result["runs"].append(
+        {
+            "difference": difference,
+            "ceiling": ceiling.model_dump(exclude={"windows"}),
+            "half": half.model_dump(exclude={"windows"}),
+            "memory_mib": memory,
+            "idle_share": idle,
+        }
+    )
+
+
+def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "throughput": spread([run["ceiling"]["goodput"] for run in runs]),
+        "p50_ms": spread([run["half"]["latency_ms"]["p50"] for run in runs]),
+        "p99_ms": spread([run["half"]["latency_ms"]["p99"] for run in runs]),
+        "failed_at_half": sum(run["half"]["statuses"].get("200", 0) != run["half"]["scheduled"] for run in runs),
+        "memory_mib": spread([run["memory_mib"] for run in runs]),
+        "idle_share": spread([run["idle_share"] for run in runs]),
+        "difference": max((run["difference"] for run in runs if run["difference"] is not None), default=None),
+    }
+
+
+def _ratios(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Our throughput over each other's, turn by turn: what slows the machine slows both."""
+    ours = [run["ceiling"]["goodput"] for run in results.get(OURS.name, {}).get("runs", [])]
+    return {
+        name: spread([a / run["ceiling"]["goodput"] for a, run in zip(ours, result["runs"], strict=False)])
+        for name, result in results.items()
+        if name != OURS.name and ours and result.get("runs")
+    }

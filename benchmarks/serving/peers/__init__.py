@@ -1,0 +1,1 @@
+"""The other servers, each run by its own environment's interpreter."""

@@ -1,0 +1,68 @@
+"""The endpoints that put items in order: /recommend and /rank."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from levi_serve.errors import UnknownIdError
+from levi_serve.exchange import deadline_of, json_response, read_json, unless_gone
+from levi_serve.live import Live, Service
+from levi_serve.problems import documented
+from levi_serve.wire_recommend import Wish
+
+
+def build_recommend_router(live: Live, max_body_bytes: int, timeout_s: float) -> APIRouter:
+    """These endpoints over one `live` service."""
+    router = APIRouter()
+
+    @router.get(
+        "/recommend",
+        summary="Recommend",
+        response_class=Response,
+        responses=documented(404, 409, 422, 429, 500, 503, 504),
+    )
+    async def recommend(request: Request) -> Response:
+        """The best items of the whole catalogue for one user, best first; of equal ratings, the smaller id first."""
+        service = live.current()
+        deadline = deadline_of(request, timeout_s)
+        return await _recommended(request, service, service.lists.query(request.scope["query_string"]), deadline)
+
+    @router.post(
+        "/recommend",
+        summary="Recommend, also to a new user",
+        response_class=Response,
+        responses=documented(400, 404, 409, 413, 415, 422, 429, 500, 503, 504),
+    )
+    async def recommend_new(request: Request) -> Response:
+        """The same for a user that may be new: one given by its attributes in place of an id."""
+        service = live.current()
+        deadline = deadline_of(request, timeout_s)
+        wish = service.lists.body(await read_json(request, max_body_bytes))
+        return await _recommended(request, service, wish, deadline)
+
+    @router.post(
+        "/rank",
+        summary="Rank some items",
+        response_class=Response,
+        responses=documented(400, 404, 413, 415, 422, 429, 500, 503, 504),
+    )
+    async def rank(request: Request) -> Response:
+        """Predictions for some items, best first; of equal ratings, the smaller id first and new items last."""
+        service = live.current()
+        deadline = deadline_of(request, timeout_s)
+        candidates = service.lists.candidates(await read_json(request, max_body_bytes))
+        try:
+            answers = await unless_gone(request, service.engine.rank(*candidates, deadline))
+        except UnknownIdError as error:
+            raise service.lists.unknown_candidate(error, candidates) from None
+        return json_response(service.lists.answer(candidates.user, answers))
+
+    return router
+
+
+async def _recommended(request: Request, service: Service, wish: Wish, deadline: float) -> Response:
+    try:
+        answers = await unless_gone(request, service.engine.recommend(*wish, deadline))
+    except UnknownIdError as error:
+        raise service.lists.unknown_user(error) from None
+    return json_response(service.lists.answer(wish.user, answers))

@@ -1,0 +1,67 @@
+"""One process that serves: the only one, or one of several, which starts here with what its parent tells it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+
+from levi_serve import logs
+from levi_serve.app import build_app
+from levi_serve.bundle.commands import RunError
+from levi_serve.cli import Serve
+from levi_serve.lane import Lane
+from levi_serve.live import Live
+from levi_serve.metrics import Metrics
+from levi_serve.protocol import Protocol
+from levi_serve.server import Server
+from levi_serve.settings import ServeSettings
+
+
+def serve(
+    settings: ServeSettings,
+    listener: socket.socket,
+    metrics: Metrics,
+    lifeline: int | None = None,
+    replaces: bool = False,
+) -> None:
+    """Until a signal comes, or the `lifeline` ends. A process that `replaces` another listens when it is ready.
+
+    Raises:
+        RunError: no model can ever be served here.
+
+    """
+    live = Live(metrics)
+    app = build_app(settings, live, metrics, replaces)
+    express = settings.token is None and not settings.access_log  # the lane knows neither
+    lane = partial(Lane, live=live, metrics=metrics, timeout_s=settings.timeout_ms / 1000)
+    Server(app, live, lane if express else Protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)
+
+
+def main() -> int:
+    """Serve as one of several; returns the exit code."""
+    line = sys.stdin.readline()
+    if not line:  # the parent is no more
+        return 0
+    order = json.loads(line)
+    settings = Serve(_cli_parse_args=False, _env_file=None, **order["settings"])
+    logs.set_up(settings.log_level, settings.log_format, order["worker"])
+    shared = Path(order["shared"])
+    metrics = Metrics(shared, order["worker"])
+    listener = socket.socket(fileno=order["socket"])
+    try:
+        serve(settings, listener, metrics, sys.stdin.fileno(), order["replaces"])
+    except (RunError, OSError, MemoryError) as error:
+        print(error, flush=True)
+        return 1
+    if os.getppid() != order["parent"]:  # it was killed, and left this behind
+        shutil.rmtree(shared, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

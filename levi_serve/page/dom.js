@@ -14,6 +14,11 @@ export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+// A field's default shows until somebody writes; it is not put below the fingers of one who is about to.
+export function propose(field, text = "") {
+  if (field !== document.activeElement) field.defaultValue = text;
+}
+
 // A function is a listener of the event that its key names; false and undefined leave an attribute out.
 function complete(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {

@@ -1,7 +1,7 @@
 // One prediction: a form in the schema's own words, and what the model says.
 
 import { ask, latest } from "./api.js";
-import { byId, el, say } from "./dom.js";
+import { byId, el, propose, say } from "./dom.js";
 import { bars, dots } from "./draw.js";
 import { side } from "./side.js";
 import { disagrees, number, percent, spaced } from "./words.js";
@@ -19,9 +19,9 @@ export function describe(given) {
   byId("predict-form").hidden = false;
 }
 
-// Ids that are in the catalogue, for fields in which nothing was written yet.
+// Ids that are in the catalogue, for fields that nobody has touched.
 export function suggest(ids) {
-  for (const { name, id } of sides) id.value ||= ids[name] ?? "";
+  for (const { name, id } of sides) propose(id, ids[name]);
 }
 
 // Fills the form with a known pair and leaves the keyboard at its button.

@@ -1,7 +1,7 @@
 // The best of the catalogue for one user.
 
 import { ask, latest } from "./api.js";
-import { byId, el, say } from "./dom.js";
+import { byId, el, propose, say } from "./dom.js";
 import { bar } from "./draw.js";
 import { put } from "./predict.js";
 import { number, percent, spaced } from "./words.js";
@@ -17,7 +17,7 @@ export function describe(given) {
 }
 
 export function suggest(ids) {
-  byId("recommend-id").value ||= ids[model.entities[0].name] ?? "";
+  propose(byId("recommend-id"), ids[model.entities[0].name]);
 }
 
 const recommend = latest(async (signal) => {
@@ -57,12 +57,12 @@ function table(answer, user, item) {
       el("td", { class: "number" }, `${i + 1}`),
       el("th", { scope: "row" }, ...title(best, item)),
       el("td", { class: "number" }, number(best.rating)),
-      el("td", { class: "share" }, bar(best.ood_score), el("span", {}, percent(best.ood_score))),
+      el("td", {}, el("div", { class: "share" }, bar(best.ood_score), el("span", {}, percent(best.ood_score)))),
     ),
   );
   return el(
     "table",
-    { class: "best" },
+    { class: "best", "aria-labelledby": "recommend-title" },
     el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, ...rows),
   );

@@ -12,7 +12,6 @@ from typing import Any, Generic
 from levi_serve.batcher import Answer, Item, Job
 from levi_serve.errors import DeadlineError
 
-
 _ALIKE = 2
 """No sentence is padded to more than so many times its length: beside a long one, a short one would cost as much."""
 

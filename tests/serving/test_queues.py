@@ -208,9 +208,9 @@ def test_lengths_are_as_in_the_slow_model(
             assert batch == model.take()
             assert first is None or batch[0] == first[2]
             assert len(batch) <= max_batch
-            sizes = [length for _, length in batch]
-            assert len(batch) <= 1 or max(sizes) * len(batch) <= max_tokens
-            assert not batch or max(sizes) <= 2 * min(sizes)
+            lengths = [length for _, length in batch]
+            assert len(batch) <= 1 or max(lengths) * len(batch) <= max_tokens
+            assert not batch or max(lengths) <= 2 * min(lengths)
             ran += batch
         else:
             items = [((number, place), length) for place, length in enumerate(sizes)]

@@ -17,7 +17,6 @@ from levi_serve.bundle.commands import Command, UsageError, run
 from levi_serve.bundle.manifest import NAME, read_manifest, sha256
 from levi_serve.bundle.rows import STORED, Table
 from levi_serve.versions import newest
-from training.checkpoint import write_json
 
 CHUNK = 10_000
 NOISE = 0.01
@@ -42,8 +41,8 @@ def write_users(repository: Path, out: Path, name: str, users: int) -> Path:
         shutil.copyfile(repository / file, out / file)
     folder = out / name / str(number)
     _grow(folder, entity, table, users)
-    changed = {file: sha256(out / file) for file in manifest.files}
-    write_json(folder / NAME, manifest.model_copy(update={"files": changed}).model_dump(mode="json", by_alias=True))
+    grown = manifest.model_copy(update={"files": {file: sha256(out / file) for file in manifest.files}})
+    (folder / NAME).write_text(grown.model_dump_json(by_alias=True), encoding="utf-8")
     return folder
 
 

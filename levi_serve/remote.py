@@ -159,17 +159,17 @@ class Remote:
 
     async def _heal(self) -> None:
         """Try until a new client, with no connection or topology from before, gets an answer."""
-        while True:
+        while self._healing:
             await asyncio.sleep(RETRY_S)
             client = self._connect()
-            if await self._probe(client) is None:
-                break
-            await _close(client)
-        self._client, client = client, self._client
-        self._in_a_row = 0
-        self._healing = None
-        log.info("redis %s: answers again", shown(self._url))
-        await _close(client)
+            try:
+                if await self._probe(client) is None:
+                    self._client, client = client, self._client
+                    self._in_a_row = 0
+                    self._healing = None
+                    log.info("redis %s: answers again", shown(self._url))
+            finally:
+                await _close(client)
 
     def _connect(self) -> Client:
         return connect(self._url, max(self._timeout_s, PROBE_S))  # `get` itself keeps a call's time

@@ -6,6 +6,7 @@ Where Redis is to be missed, a call may take 0.1 s; elsewhere so long that no bu
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import ssl
@@ -534,10 +535,20 @@ def test_a_cluster_must_be_named_one(start_redis: Start, cluster: tuple[RedisSer
 
 
 def test_close_at_any_time(start_redis: Start) -> None:
-    """A client that never asked, one that heals and one with writes under way can be closed."""
+    """A client that never asked, one that heals, one whose probe is under way and one with writes under way can be
+    closed, and leave nothing open.
+    """
     server = start_redis()
+    lines = 0
+
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        nonlocal lines
+        lines += 1
+        await reader.read()
 
     async def scenario() -> None:
+        async with listening(silent) as address, connected(f"redis://{address}", HASTY):
+            await until_async(lambda: lines == 2)
         await Remote(server.url, PATIENT).close()
         async with connected(f"redis://127.0.0.1:{free_port()}") as remote:
             assert not remote.available
@@ -547,3 +558,4 @@ def test_close_at_any_time(start_redis: Start) -> None:
             server.thaw()
 
     play(scenario)
+    gc.collect()  # what was not closed says so

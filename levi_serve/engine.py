@@ -196,7 +196,7 @@ class EntityEngine(Engine):
         metrics: Metrics,
         predictor: Predictor,
         encoder: Encoder,
-        recommender: Recommender | None,
+        recommender: Recommender | None = None,
     ) -> None:
         """One version's parts; without a table of items nothing can be recommended."""
         super().__init__(store, wire, limits, metrics)

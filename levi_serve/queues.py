@@ -13,6 +13,10 @@ from levi_serve.batcher import Answer, Item, Job
 from levi_serve.errors import DeadlineError
 
 
+_ALIKE = 2
+"""No sentence is padded to more than so many times its length: beside a long one, a short one would cost as much."""
+
+
 class Turns(Generic[Item, Answer]):
     """First come, first served, in runs of at most `max_batch` items; a job that has more goes to the back, so that a
     long list holds up nobody for longer than one run.
@@ -93,10 +97,10 @@ class Lengths(Generic[Item, Answer]):
         first = near[0]
         self._turn = first[0]
         near.sort(key=lambda entry: (abs(entry[2] - first[2]), entry[:2]))
-        chosen, longest = 0, 0
+        chosen, shortest, longest = 0, first[2], first[2]
         for entry in near[: self._max_batch]:
-            longest = max(longest, entry[2])
-            if chosen and longest * (chosen + 1) > self._max_tokens:
+            shortest, longest = min(shortest, entry[2]), max(longest, entry[2])
+            if chosen and (longest * (chosen + 1) > self._max_tokens or longest > _ALIKE * shortest):
                 break
             chosen += 1
         for entry in near[chosen:]:

@@ -1,4 +1,4 @@
-"""levi_serve.batcher. Runs wait for a gate that the test opens, clocks are set by hand: nothing depends on time."""
+"""levi_serve.batcher. Runs wait for a gate that tests open, clocks are set by hand: nothing depends on time."""
 
 from __future__ import annotations
 

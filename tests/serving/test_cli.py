@@ -27,7 +27,7 @@ def test_validate(
     assert levi_serve(monkeypatch, "validate", "--model-repo", entity_toy_repository) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["model", "levi/1,", "entity", "views,", "3", "heads"]
-    assert "16, every checksum as in the manifest" in lines[2]
+    assert "19, every checksum as in the manifest" in lines[2]
     assert "11 examples reproduced; largest difference" in lines[3]
 
 

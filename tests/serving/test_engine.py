@@ -41,7 +41,7 @@ def test_the_event_loop_stays_free(toy: Toy, toy_repository: Path) -> None:
             entered.set()
             assert opened.wait(10)
 
-        graph = app.live.service.version.encoder._graph if toy.views == "entity" else engine._predictor._graph
+        graph = (engine._predictor if toy.views == "pair" else app.live.service.version.encoder)._graph
         run = graph.run
         graph.run = lambda feeds: (slow(), run(feeds))[1]
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from levi_serve.logs import JsonLines, TextLines, begin_request
 
-from .conftest import Process, settings
+from .conftest import Process, settings, until
 from .running import RunningApp
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -220,6 +220,14 @@ def test_access_log(toy_repository: Path, monkeypatch: pytest.MonkeyPatch, caplo
     assert all(0 < found["seconds"] < 10 for found in lines)
     assert "357" not in caplog.text
     assert "secret-path" not in caplog.text
+
+
+def test_access_log_of_plain_requests(start: Callable[..., Process], entity_toy_repository: Path) -> None:
+    """Nor does the lean way of `GET /predict` go round it."""
+    server = start("--model-repo", str(entity_toy_repository), "--access-log", "--drain-s", "0")
+    server.settled()
+    assert server.http.get("/predict?user=138&movie=357").status_code == 200
+    until(lambda: "answered method=GET route=/predict status=200 seconds=0." in server.text(), server.text)
 
 
 def test_no_access_log_by_default(app: RunningApp, caplog: pytest.LogCaptureFixture) -> None:

@@ -145,7 +145,8 @@ def worker(shared: Path, number: int, program: str) -> dict[tuple[str, frozenset
     """What a worker tells after it has run `program` on its metrics `m`; it is a process of its own, which ends."""
     code = (
         "import sys; from pathlib import Path; from levi_serve.metrics import Metrics;"
-        f"from levi_serve.store import Counts; m = Metrics(Path(sys.argv[1]), {number}); {program}; print(m.text().decode())"
+        "from levi_serve.store import Counts;"
+        f"m = Metrics(Path(sys.argv[1]), {number}); {program}; print(m.text().decode())"
     )
     command = [sys.executable, "-c", code, str(shared)]
     return samples(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)

@@ -10,12 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import httpx
 import psutil
@@ -182,17 +181,47 @@ def test_parent_killed_at_once_leaves_no_orphan(start: Start, entity_toy_reposit
     until(lambda: not any(child.is_running() for child in children))
 
 
-def test_worker_that_starts_while_all_end() -> None:
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[Workers]:
+    """A parent of one worker, in this process, which has not begun."""
+    with bind("127.0.0.1", 0) as address:
+        workers = Workers(address, 1, {"drain_s": 0}, patience_s=0.1)
+        workers._shared = tmp_path
+        yield workers
+
+
+def test_worker_that_starts_while_all_end(parent: Workers) -> None:
     """It is told so too, and the parent need not wait for it in vain."""
 
     async def late() -> str:
-        with bind("127.0.0.1", 0) as address, tempfile.TemporaryDirectory() as shared:
-            parent = Workers(address, 1, {"drain_s": 0}, patience_s=20)
-            parent._shared = Path(shared)
-            parent._ending.set()
-            return await asyncio.wait_for(parent._live(0, parent._socket(), replaces=False), 20)
+        parent._ending.set()
+        return await asyncio.wait_for(parent._live(0, parent._socket(), replaces=False), 20)
 
     assert asyncio.run(late()) == "ended with exit code 0"
+
+
+def test_worker_that_does_not_end_is_killed(parent: Workers, caplog: pytest.LogCaptureFixture) -> None:
+    """One that is stuck does not keep the parent for ever."""
+
+    async def stuck() -> int:
+        running = asyncio.create_task(parent._run())
+        while not parent._processes:
+            await asyncio.sleep(0.01)
+        parent._processes[0].send_signal(signal.SIGSTOP)
+        parent._signal()
+        await asyncio.wait_for(running, 20)
+        return parent._processes[0].returncode or 0
+
+    assert asyncio.run(stuck()) == -signal.SIGKILL
+    assert "worker 0 is killed before it has answered everything" in caplog.text
+
+
+def test_worker_without_a_parent_does_nothing() -> None:
+    """When its input ends before it said what to do, there is nothing to do."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "levi_serve.worker"], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, check=True
+    )
+    assert (ended.stdout, ended.stderr) == (b"", b"")
 
 
 def test_killed_worker_is_replaced(start: Start, entity_toy_repository: Path) -> None:
@@ -333,10 +362,10 @@ def test_workers_share_the_cores(
     entity_toy_repository: Path, monkeypatch: pytest.MonkeyPatch, cores: int, count: int, threads: int
 ) -> None:
     """Unless `--threads` says otherwise, all workers together use each core once."""
-    given: list[Any] = []
+    given: list[int] = []
 
-    def load(*arguments: Any) -> None:
-        given.extend(arguments)
+    def load(_repository: Path, _name: str, _version: int, _device: str, threads: int, *_: object) -> None:
+        given.append(threads)
         raise BundleError("enough")
 
     monkeypatch.setattr(app_module, "load", load)
@@ -344,7 +373,7 @@ def test_workers_share_the_cores(
     chosen = settings(entity_toy_repository, workers=count).model_copy(update={"threads": None})
     with pytest.raises(BundleError, match="enough"):
         asyncio.run(app_module.bring_up(chosen, Metrics()))
-    assert given[-1] == threads
+    assert given == [threads]
 
 
 def test_ipv6(start: Start, entity_toy_repository: Path) -> None:

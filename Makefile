@@ -1,6 +1,8 @@
 # Two commands do all the set-up on a fresh machine with python3 (3.11 or newer), python3-venv and make:
 #   make demo [DATA=DIR]   install, fit, export and serve on 127.0.0.1:8000
 #   make test              lint, types, import rules and all tests that need nothing but pip
+# A third one, as root on Debian, runs the tests that need other people's programs:
+#   make test-system       install them from Debian, and run those tests
 PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
@@ -9,7 +11,7 @@ DATASET = $(if $(DATA),ml-100k,sample)
 RUN = runs/demo-$(DATASET)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-model test lint clean
+.PHONY: demo demo-model test test-system lint clean
 
 demo: demo-model
 	@echo 'Try, in another shell:  curl "http://127.0.0.1:$(PORT)/predict?user=138&movie=357"'
@@ -24,6 +26,9 @@ $(RUN).exported: $(VENV)/train.done
 
 test: $(VENV)/test.done lint
 	$(BIN)/python -m pytest
+
+test-system: $(VENV)/system.done
+	LEVI_SYSTEM=1 $(BIN)/python -m pytest -m system
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .
@@ -41,6 +46,13 @@ $(VENV)/train.done: pyproject.toml constraints.txt
 
 $(VENV)/test.done: $(VENV)/train.done
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test]"
+	touch $@
+
+# The fonts are for screenshots. With systemd, Debian starts what it installs.
+$(VENV)/system.done: $(VENV)/test.done
+	apt-get update
+	apt-get install --yes --no-install-recommends chromium-headless-shell fonts-noto-core prometheus redis-server
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test,system]"
 	touch $@
 
 clean:

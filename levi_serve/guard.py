@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from levi_serve.page.router import is_page
 from levi_serve.problems import ProblemError, documented, problem_response
 
 OPEN = frozenset({"/livez", "/readyz"})
@@ -41,7 +42,7 @@ class Token:
 
 
 class Guard:
-    """ASGI middleware: without the token there is nothing but health."""
+    """ASGI middleware: without the token there is nothing but health and the page, which asks for the token."""
 
     def __init__(self, app: ASGIApp, token: Token, count: Callable[[str], None]) -> None:
         """`count` hears of each refusal's name."""
@@ -51,12 +52,16 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
-        if scope["type"] != "http" or scope["path"] in OPEN or self._token.opens(scope["headers"]):
+        if scope["type"] != "http" or self._is_open(scope["path"]) or self._token.opens(scope["headers"]):
             await self._app(scope, receive, send)
             return
         problem = ProblemError(401, "unauthorized", "send the server's token as 'Authorization: Bearer TOKEN'").problem
         self._count(problem.name)
         await problem_response(problem, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+    @staticmethod
+    def _is_open(path: str) -> bool:
+        return path in OPEN or is_page(path)
 
 
 def describe_guard(document: dict[str, Any]) -> None:

@@ -20,11 +20,12 @@ def test_wheel(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {"levi_serve/py.typed", "levi_serve/bundle/schema.py", "training/py.typed", "training/model.py"} <= {*names}
+    assert {"levi_serve/page/index.html", "levi_serve/page/page.js", "levi_serve/page/style.css"} <= {*names}
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
     target = tmp_path / "installed"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
     subprocess.run([*install, str(wheel)], check=True, capture_output=True)
-    program = "import levi_serve.cli as cli; print(cli.__file__)"
+    program = "import levi_serve.cli as cli, levi_serve.page.router as page; page.build_page(); print(cli.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(target)}
     found = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=tmp_path, env=environment

@@ -12,11 +12,21 @@ const SCORES = {
   depth_gap: "the gap between late and early heads",
   level: "the level of ratings",
   support: "the distance from fitted users and items",
+  new_user: "the share of new users",
+  new_item: "the share of new items",
 };
+const HIGH = ["high", "is higher than it should be"];
+const OFTEN_HIGH = ["very high", "is very high too often"];
+const LOW = ["low", "is lower than it should be"];
+const OFTEN_LOW = ["very low", "is very low too often"];
 const WAYS = {
-  mean: ["high", "is higher than it should be"],
-  upper: ["extreme", "is extreme too often"],
-  lower: ["low", "is lower than it should be"],
+  mean: HIGH,
+  up: HIGH,
+  upper: OFTEN_HIGH,
+  "upper tail": OFTEN_HIGH,
+  lower: LOW,
+  down: LOW,
+  "lower tail": OFTEN_LOW,
 };
 
 export const number = (value, digits = 2) =>

@@ -9,7 +9,9 @@ import pytest
 
 from tests.programs import package, program
 from tests.serving.conftest import Process
-from tests.serving.toy import Toy
+from tests.serving.toy import MOVIES, Toy
+
+from .answers import HOSTILE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -27,8 +29,8 @@ PATIENCE_MS = 10_000
 
 @pytest.fixture(scope="package")
 def toy() -> Toy:
-    """The toy model behind the page."""
-    return Toy("entity")
+    """The toy model behind the page, with a title in its catalogue that looks like a program."""
+    return Toy("entity", movies={**MOVIES, 2000: {"title": HOSTILE}})
 
 
 @pytest.fixture(scope="package")

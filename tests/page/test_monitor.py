@@ -72,7 +72,11 @@ def test_verdict(look: Look, answer: Any, status: int, kind: str, said: str) -> 
     ("score", "kind", "cause"),
     [
         ("contrast", "mean", "the heads’ contrast is higher than it should be"),
-        ("spread", "upper", "the heads’ spread is extreme too often"),
+        ("spread", "upper", "the heads’ spread is very high too often"),
+        ("spread", "upper tail", "the heads’ spread is very high too often"),
+        ("contrast", "lower tail", "the heads’ contrast is very low too often"),
+        ("new_user", "up", "the share of new users is higher than it should be"),
+        ("new_item", "down", "the share of new items is lower than it should be"),
         ("level", "lower", "the level of ratings is lower than it should be"),
         ("depth_gap", "mean", "the gap between late and early heads is higher than it should be"),
         ("support", "mean", "the distance from fitted users and items is higher than it should be"),
@@ -99,7 +103,7 @@ def test_evidence(look: Look) -> None:
     page = seen(look, monitor())
     plot = page.get_by_role("table", name="Evidence of a shift")
     expect(plot.locator("caption")).to_contain_text("at 20.0 the alarm is raised")
-    names = ["all together", "contrast, high", "depth gap, extreme", "level, low"]
+    names = ["all together", "contrast, high", "depth gap, very high", "level, low"]
     expect(plot.get_by_role("rowheader")).to_have_text(names)
     expect(plot.locator(".number")).to_have_text(["5.0", "6.0", "−0.5", "–"])
     scale = 20 * 1.2

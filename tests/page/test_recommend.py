@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.programs import package
+from tests.serving.conftest import Process
 
 from .answers import HOSTILE, best, places, play, problem, recommendation
 
@@ -35,6 +36,22 @@ def looked(look: Look, answer: Any) -> Page:
     page = look(lambda page: play(page, "recommend?*", answer))
     recommend(page)
     return page
+
+
+def test_of_the_server(look: Look, server: Process) -> None:
+    """A real server's list is shown as it came: the order, titles as text whatever they look like, ratings."""
+    page = look()
+    recommend(page, "9")
+    best = server.http.get("/recommend?user=9&k=10&exclude_rated=true").json()["items"]
+    expect(rows(page)).to_have_count(len(best))
+    expect(rows(page).locator("button")).to_have_text([item["attributes"]["title"] for item in best])
+    expect(rows(page).locator("td.number:nth-child(3)")).to_have_text([f"{item['rating']:.2f}" for item in best])
+    assert HOSTILE in [item["attributes"]["title"] for item in best]
+    assert page.locator("img, main script").count() == 0
+    assert page.evaluate("window.hacked") is None
+    rows(page).filter(has_text=HOSTILE).get_by_role("button").click()
+    page.get_by_role("button", name="Predict").click()
+    expect(page.locator(".rating")).to_contain_text("user 9 and movie 2000")
 
 
 def test_list(look: Look) -> None:

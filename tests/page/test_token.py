@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.programs import package
+from tests.serving.conftest import Process
+from tests.serving.toy import Toy
 
 from .answers import problem
 
@@ -38,6 +41,26 @@ class Guarded:
         else:
             self.refused.append(route.request)
             route.fulfill(status=401, json=problem(401, "send the server's token"))
+
+
+def test_of_the_server(browser: Any, toy: Toy, tmp_path: Path) -> None:
+    """A real server with a token gives the page to everybody, and answers to those who know it."""
+    toy.write(tmp_path)
+    server = Process(tmp_path / "log", "--model-repo", str(tmp_path), "--drain-s", "0", "--token", "s3cret")
+    try:
+        server.settled()
+        page = browser.new_page()
+        page.goto(server.url)
+        page.get_by_label("Token").fill("s3cret")
+        page.keyboard.press("Enter")
+        expect(page.locator("#serving")).to_have_text("levi/1 is ready")
+        page.get_by_role("group", name="user").get_by_label("id").fill("138")
+        page.get_by_role("group", name="movie").get_by_label("id").fill("357")
+        page.get_by_role("button", name="Predict").click()
+        expect(page.locator(".rating")).to_contain_text(f"{toy.rating(138, 357):.2f}")
+        page.close()
+    finally:
+        server.close()
 
 
 def test_token(look: Look) -> None:

@@ -19,6 +19,8 @@ from .running import RunningApp
 TOKEN = "t0p-s3cret_~+/="
 GOOD = {"authorization": f"Bearer {TOKEN}"}
 GET = "/predict?user=138&movie=357"
+ODD = "http://server//livez"
+"""Whole, since what begins with two slashes would be read as another server's address."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def guarded(entity_toy_repository: Path) -> Iterator[RunningApp]:
 
 
 @pytest.mark.parametrize(
-    "path", [GET, "/info", "/metrics", "/docs", "/openapi.json", "/nothing", "/livez/", "/livez?x=1&y", "//livez"]
+    "path", [GET, "/info", "/metrics", "/docs", "/openapi.json", "/nothing", "/livez/", "/livez?x=1&y", ODD]
 )
 def test_needs_the_token(guarded: RunningApp, path: str) -> None:
     """Everything but health is a 401 in the shape of every problem without it, and what it was with it."""
@@ -42,7 +44,14 @@ def test_needs_the_token(guarded: RunningApp, path: str) -> None:
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["type"] == "urn:levi:problem:unauthorized"
     assert "x-request-id" in answer.headers
-    assert guarded.get(path, headers=GOOD).status_code == (404 if path in {"/nothing", "/livez/", "//livez"} else 200)
+    assert guarded.get(path, headers=GOOD).status_code == (404 if path in {"/nothing", "/livez/", ODD} else 200)
+
+
+@pytest.mark.parametrize("path", ["/", "/page/page.js", "/page/style.css"])
+def test_page_is_open(guarded: RunningApp, path: str) -> None:
+    """The page comes without a token, since it is where people give it; what does not belong to it stays closed."""
+    assert guarded.get(path).status_code == 200
+    assert guarded.get("/page").status_code == guarded.get("/pages/page.js").status_code == 401
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])

@@ -1,6 +1,6 @@
 """How many new entities the backbone encodes in a second (entity views): the rows that no table and no Redis has yet.
 
-python -m benchmarks.serving.encoding --model-repo model_repo     # prints a table, writes benchmarks/results/encoding.json
+python -m benchmarks.serving.encoding --model-repo model_repo     # a table, and benchmarks/results/encoding.json
 """
 
 from __future__ import annotations

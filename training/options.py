@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 ViewKind: TypeAlias = Literal["entity", "pair", "none"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
@@ -23,6 +23,13 @@ class Recipe(BaseModel, frozen=True, allow_inf_nan=False):
         tuple[PositiveFloat, ...],
         Field(min_length=1, description="Peak of the one-cycle schedule; of several, validation picks one."),
     ] = (6e-3,)
+    trial: Annotated[
+        NonNegativeInt,
+        Field(description="Epochs after which only the best of several learning rates goes on; 0 fits all to the end."),
+    ] = 0
+    accumulate: Annotated[
+        PositiveInt, Field(description="Parts in which a step goes through its ratings: more need less memory.")
+    ] = 1
     weight_decay: Annotated[NonNegativeFloat, Field(description="AdamW's decoupled weight decay.")] = 0.01
     hide_user: Annotated[Share, Field(description="Share of training ratings whose user id is hidden.")] = 0.05
     hide_item: Annotated[Share, Field(description="Share of training ratings whose item id is hidden.")] = 0.3

@@ -25,7 +25,7 @@ from training.datasets import load
 from training.datasets.dataset import Dataset
 from training.errors import UsageError
 from training.features import Prepared, prepare
-from training.fit import Fitter, Fold, head_weights, new_model
+from training.fit import Fitter, Fold, Views, head_weights, new_model
 from training.model import SIZES, Levi
 from training.options import Device, Options
 from training.splits import Split, genre_folds, item_folds, split
@@ -125,7 +125,7 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
         prepared = prepare(dataset, parts.train, backbone, options.views, SIZES[options.size], cache, accelerate.device)
     bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
     folds = [Fold(_rows(a, accelerate), _rows(b, accelerate)) for a, b in fold_rows]
-    fitted = Fitter(prepared, options, bounds, accelerate, out / STAGES).fit(_rows(parts.train, accelerate), folds)
+    fitted = Fitter(Views(prepared), options, bounds, accelerate, out / STAGES).fit(_rows(parts.train, accelerate), folds)
     record = Record(
         **dict(plan),
         learning_rate=fitted.learning_rate,
@@ -136,7 +136,7 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
         versions=versions(),
     )
     if accelerate.is_main_process:
-        save_model(out / PARAMETERS, fitted.model)
+        save_model(out / PARAMETERS, fitted.stage.model)
         write_json(out / RECORD, record.model_dump(mode="json"))
         shutil.rmtree(out / STAGES)
     return record

@@ -255,7 +255,8 @@ def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Levi:
     for projection, state in zip(model.projections(), prepared.projections, strict=True):
         projection.load_state_dict(state)
     model.weights.copy_(torch.tensor(head_weights(recipe, prepared.shape.layers)))
-    model.center.fill_(float(ratings.double().mean()))
+    center = ratings.double().mean()
+    model.center.fill_(float(center.logit() if prepared.shape.binary else center))
     return model
 
 

@@ -287,7 +287,9 @@ def test_validation_is_clipped_and_weighted(fitter: Fitter, fold: Fold, monkeypa
     model = Levi(fitter.problem.prepared.shape)
     model.weights.copy_(torch.tensor([0.5, 0.5, 0.0]))
     errors = [5 - float(features.value[0]), 2.5 - float(features.value[1])]
-    assert fitter._validate(ViewStage(model, features, features.known_ids(rows), RECIPE), rows) == pytest.approx(np.sqrt(np.mean(np.square(errors))))
+    assert fitter._validate(ViewStage(model, features, features.known_ids(rows), RECIPE), rows) == pytest.approx(
+        np.sqrt(np.mean(np.square(errors)))
+    )
 
 
 @pytest.mark.parametrize("select", ["random", "item"])

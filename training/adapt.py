@@ -347,8 +347,7 @@ def adapt(
 ) -> Adaptation:
     """Adapt a backbone on the training part, or finish what was killed; `out` then holds backbone and linear layer.
 
-    Args:
-        start: for LP→FT the linear layer of an LP.
+    LP→FT begins with the linear layer in `start`, that of an LP.
 
     Raises:
         UsageError: the architecture takes no LoRA.

@@ -283,7 +283,7 @@ class Levi(nn.Module):
         return [module for module in self.modules() if isinstance(module, Projection)]
 
     def join(self, user: Tensor, item: Tensor, pair_components: Tensor | None = None) -> Tensor:
-        """Head ratings [B, n], unclipped (or probabilities), of user and item rows [B, width] (pair views: and [B, n, k])."""
+        """Head ratings [B, n], unclipped (or probabilities), of user and item rows [B, width] (and pair views)."""
         size, layout = self.shape.size, self.shape.layout
         widths = [layout.tower, layout.heads, layout.factors, layout.bias, layout.support]
         tower_u, heads_u, factors_u, bias_u, _ = torch.split(user, widths, dim=1)

@@ -52,9 +52,7 @@ class Source(BaseModel, frozen=True):
 
     dataset: Annotated[
         str,
-        Field(
-            description="ml-100k, ml-1m, ml-csv, amazon, sentiment, tables, or sample, which needs no files."
-        ),
+        Field(description="ml-100k, ml-1m, ml-csv, amazon, sentiment, tables, or sample, which needs no files."),
     ] = "sample"
     data: Annotated[
         Path | None, Field(description="Folder with the dataset's files; for tables also the TOML file itself.")

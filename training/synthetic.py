@@ -1,4 +1,4 @@
-"""The paper's two synthetic examples: App. B, whose weights can be computed by hand, and App. E.8, spurious features."""
+"""The paper's two synthetic examples: App. B, whose weights are found by hand, and App. E.8, spurious features."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SEEDS = 20
 WIDTH = 16
 """Units of each of the two hidden layers of a three-layer network."""
 TRANSFERABLE = 0.75
-"""How far x lies from 0 on its class's side, in standard deviations of its noise: the best accuracy is Φ(0.75) = 77 %."""
+"""How far x lies on its class's side, in standard deviations of its noise: the best accuracy is Φ(0.75) = 77 %."""
 SPURIOUS = 0.75
 """The same for a spurious feature where it is correlated."""
 EPOCHS, BATCH, RATE = 20, 100, 3e-3

@@ -39,8 +39,8 @@ def split(dataset: Dataset, seed: int) -> Split:
     Part k of n ratings ends at its cumulative share of n, rounded half up: sizes differ from the shares by less than
     one rating. Raises DataError if a part would be empty.
     """
-    given = isinstance(dataset.shift, GivenShift)
-    in_distribution = dataset.shift.of == 0 if given else _id_items(dataset)[dataset.ratings.item]
+    shift = dataset.shift
+    in_distribution = shift.of == 0 if isinstance(shift, GivenShift) else _id_items(dataset)[dataset.ratings.item]
     id_rows = np.flatnonzero(in_distribution)
     ood = np.flatnonzero(~in_distribution)
     n = len(id_rows)

@@ -59,7 +59,7 @@ def of_levi(run: Run, adapted: int) -> Cost:
     device = run.model.center.device
     batch = run.prepared.features.batch(torch.zeros(1, dtype=torch.int64, device=device), run.ids)
     size = sum(p.numel() for p in run.model.parameters())
-    with FlopCounterMode(display=False) as counted, torch.inference_mode():
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
         run.model(batch)
     with torch.inference_mode():
         ms += _ms(lambda: run.model(batch))
@@ -70,14 +70,14 @@ def _size(encoder: nn.Module) -> int:
     return sum(p.numel() for name, p in encoder.named_parameters() if "pooler" not in name)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _encoding(backbone: Backbone, tokens: Sequence[list[list[int]]]) -> tuple[int, float]:
     """Operations and milliseconds of one sentence of mean length per side."""
     flops, ms = 0, 0.0
     device = next(backbone.encoder.parameters()).device
     for side in tokens:
         length = int(np.round(np.mean([len(t) for t in side])))
-        ids, mask = torch.ones(1, length, dtype=torch.int64, device=device), torch.ones(1, length, device=device)
+        ids, mask = torch.ones(2, 1, length, dtype=torch.int64, device=device)
         with FlopCounterMode(display=False) as counted:
             pooled(backbone.encoder, ids, mask)
         flops += counted.get_total_flops()

@@ -200,6 +200,7 @@ def write_report(plan: Plan, title: str, results: dict[str, list[Found]], docs: 
         "machine": f"{platform.system()} {platform.machine()}, " + ("GPU" if torch.cuda.is_available() else "CPU only"),
         "versions": versions(),
         "plan": plan.model_dump(mode="json"),
+        "wanted": list(plan.methods or METHODS),
         "measure": "accuracy" if next(iter(results.values()))[0].binary else "RMSE",
         "rows": rows,
     }

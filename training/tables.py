@@ -12,7 +12,6 @@ import numpy as np
 def markdown(facts: Mapping[str, Any], name: str) -> str:
     """Tables: all methods, slices, heads, cost."""
     rows, plan, measure = facts["rows"], facts["plan"], facts["measure"]
-    wanted = plan["methods"] or "all methods"
     lines = [
         f"# {facts['title']}",
         "",
@@ -29,7 +28,7 @@ def markdown(facts: Mapping[str, Any], name: str) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [_row(r) for r in rows]
-    if missing := [m for m in (wanted if isinstance(wanted, list) else []) if m not in {r["method"] for r in rows}]:
+    if missing := [m for m in facts["wanted"] if m not in {r["method"] for r in rows}]:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
     if names := list(rows[0]["slices"]):
         lines += ["", f"## OOD slices, {measure}", f"| method | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]

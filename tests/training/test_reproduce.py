@@ -123,10 +123,10 @@ def test_committed_plans(path: Path) -> None:
     assert read_plan(path.stem).learning_rate == (1e-4, 1e-3, 1e-2, 1e-1)
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [("title = 1", "not a plan"), ("[", "not a plan"), (PLAN.format(dataset="tables", views="pair", backbone="b", more='methods = ["X"]'), "no method X")],
-)  # fmt: skip
+UNKNOWN = PLAN.format(dataset="tables", views="pair", backbone="b", more='methods = ["X"]')
+
+
+@pytest.mark.parametrize(("text", "says"), [("title = 1", "not a plan"), ("[", "not a plan"), (UNKNOWN, "no method X")])
 def test_bad_plans(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "p.toml").write_text(text)
     with pytest.raises(UsageError, match=says):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -254,7 +255,9 @@ def _with_lora(encoder: nn.Module, spec: str) -> nn.Module:
     import peft  # noqa: PLC0415 - seconds to import, and only LoRA needs it
 
     try:
-        adapted: nn.Module = peft.get_peft_model(encoder, peft.LoraConfig(**LORA))
+        with warnings.catch_warnings():  # peft asks transformers under an old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            adapted: nn.Module = peft.get_peft_model(encoder, peft.LoraConfig(**LORA))
     except ValueError as error:
         raise UsageError(f"backbone {spec}: peft knows no LoRA targets for it ({error}); use --adapt ht") from None
     return adapted

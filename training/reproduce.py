@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
-from levi_serve.bundle import Int64Array
+from levi_serve.bundle import FloatArray, Int64Array
 from levi_serve.bundle.scores import spread
 from training.atomic import atomic_file
 from training.checkpoint import write_json
@@ -210,7 +210,7 @@ def write_report(plan: Plan, title: str, results: dict[str, list[Found]], docs: 
     plots(facts, docs, title)
 
 
-def _rows(found: Found, part: str) -> np.ndarray:
+def _rows(found: Found, part: str) -> FloatArray:
     at, test = len(found.parts.selection), len(found.parts.test)
     assert found.outcome.heads is not None
     return found.outcome.heads[at : at + test] if part == "test" else found.outcome.heads[at + test :]

@@ -138,7 +138,7 @@ class Measure(Results):
             "commit": commit(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
-            "bundle": {key: bench.bundle.manifest[key] for key in ("views", "layout", "layers", "run")},
+            "bundle": bench.bundle.facts,
             "quick": bench.quick,
             "repeats": bench.repeats,
             "seconds": bench.seconds,

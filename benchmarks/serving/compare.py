@@ -14,11 +14,12 @@ IDLE_S = 5.0
 P99_MS = 5.0
 """Of ours at half of its ceiling (entity views)."""
 RATIOS = (
-    (2.0, ("mosec_null", "mosec_null_batched"), "mosec with a scorer that does nothing"),
-    (3.0, ("mosec_null", "mosec_null_batched"), "the aim, mosec with a scorer that does nothing"),
-    (10.0, ("bentoml_null",), "BentoML with a scorer that does nothing"),
-    (4.0, ("fastapi_torch",), "FastAPI + torch with the same tables"),
-    (100.0, ("fastapi_torch_backbone",), "FastAPI + torch encoding each pair's sentences"),
+    (2.0, "mosec_null", "mosec with a scorer that does nothing"),
+    (3.0, "mosec_null", "mosec with a scorer that does nothing (the aim)"),
+    (2.0, "mosec_null_batched", "mosec with a scorer that does nothing, in batches"),
+    (10.0, "bentoml_null", "BentoML with a scorer that does nothing"),
+    (4.0, "fastapi_torch", "FastAPI + torch with the same tables"),
+    (100.0, "fastapi_torch_backbone", "FastAPI + torch encoding each pair's sentences"),
 )
 """What our throughput must be, over whose (entity views)."""
 _SWEEP_S = 2.0
@@ -146,7 +147,7 @@ def claims(views: str, servers: dict[str, Any], ratios: dict[str, dict[str, floa
             claim(f"at least the throughput of the best peer, {best}", ratio, ratio >= 1),
             claim(f"at no worse p99 than its {theirs:.0f} ms, each at half of its ceiling [ms]", p99, p99 <= theirs),
         ]
-    for least, names, text in RATIOS:
-        found = min((ratios[name]["median"] for name in names if name in ratios), default=None)
+    for least, name, text in RATIOS:
+        found = ratios[name]["median"] if name in ratios else None
         made.append(claim(f"≥ {least:g} × {text}", found, found is not None and found >= least))
     return [*made, claim(f"p99 ≤ {P99_MS:g} ms at half of our ceiling [ms]", p99, p99 <= P99_MS)]

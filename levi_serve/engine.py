@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -342,7 +343,8 @@ class PairEngine(Engine):
         self._score: Batcher[_Read, bytes] = self._lane("score", self._threaded("score", self._run), line)
 
     async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
-        """Through both lanes."""
+        """Through both lanes; where the second has no room, nothing is read for it."""
+        self._score.admit(len(pairs), deadline, perf_counter())
         known = [Pair(self._known(0, pair.user), self._known(1, pair.item)) for pair in pairs]
         return await self._score.submit(await self._read.submit(known, deadline), deadline)
 

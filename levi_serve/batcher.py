@@ -141,6 +141,14 @@ class Batcher(Generic[Item, Answer]):
             worker.add_done_callback(self._workers.discard)
         return job
 
+    def crowded(self, count: int, deadline: float, now: float) -> int:
+        """0 while there is room for so many items with this deadline; without it the seconds until there may be."""
+        waiting = len(self._queue)
+        seconds = waiting * self._pace
+        if waiting + count > self._max_queue or now < deadline < now + seconds / _SHARE:
+            return min(max(1, math.ceil(seconds)), _LONGEST_RETRY)
+        return 0
+
     def admit(self, count: int, deadline: float, now: float) -> None:
         """Whether `put` would take so many items at present.
 
@@ -151,10 +159,8 @@ class Batcher(Generic[Item, Answer]):
         """
         if self._closing:
             raise NotReadyError("the model is being taken out of service")
-        waiting = len(self._queue)
-        seconds = waiting * self._pace
-        if waiting + count > self._max_queue or now < deadline < now + seconds / _SHARE:
-            raise OverloadedError(min(max(1, math.ceil(seconds)), _LONGEST_RETRY))
+        if retry_after := self.crowded(count, deadline, now):
+            raise OverloadedError(retry_after)
 
     async def submit(self, items: Sequence[Item], deadline: float = math.inf) -> list[Answer]:
         """Answers to the items, in order. A caller that is cancelled costs no further run.

@@ -82,7 +82,7 @@ def _off(
     """Largest difference under a load; `places` [requests] are the pairs that each request asks for."""
     run = bench.start(server, traffic, connections, keep=True, warmup=0.0, timeout=60.0)
     report = run.finish()
-    if report.failed:
+    if report.failed > report.statuses.get("429", 0):  # long lists may well meet a full queue
         raise RunError(f"requests failed while ratings were compared: {report.statuses} {report.errors}")
     worst = 0.0
     for reply in run.replies():

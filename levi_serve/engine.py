@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -82,6 +83,8 @@ class Engine(ABC):
         self._limits = limits
         self._metrics = metrics
         self._count_lookups = metrics.count_lookups()
+        self._score: Batcher[Any, bytes]
+        """The last lane of every prediction."""
         self._threads: list[ThreadPoolExecutor] = []
         self._lanes: list[Batcher[Any, Any]] = []
         """In the order in which a request passes them, so that closing one after the other answers all of it."""
@@ -108,6 +111,15 @@ class Engine(ABC):
             ServeError: as `predict`.
 
         """
+
+    def admit(self, deadline: float) -> None:
+        """Before a list is read: reading one costs so much that it is not done for a list that is then refused.
+
+        Raises:
+            OverloadedError: there may be no room for it. Half of the queue is enough for the longest.
+
+        """
+        self._score.admit(self._limits.max_queue // 2, deadline, perf_counter())
 
     async def rank(self, user: Given, items: Sequence[Given], deadline: float = math.inf) -> list[bytes]:
         """Predictions for these items, best first; raises what `predict` raises."""
@@ -206,7 +218,11 @@ class EntityEngine(Engine):
         self._recommender = recommender
         best = self._threaded("recommend", self._best)
         self._recommend: Batcher[_Ask, list[bytes]] = self._lane("recommend", best, Turns(1), max_queue=_MAX_ASKS)
-        self._score: Batcher[Pair, bytes] = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
+        self._score = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
+
+    def crowded(self, deadline: float, now: float) -> int:
+        """0, or the seconds after which a pair that `put` would refuse may be tried again."""
+        return self._score.crowded(1, deadline, now)
 
     def put(self, pair: Pair, deadline: float, reply: Callable[[list[bytes] | Exception], None]) -> Job[Pair, bytes]:
         """`predict` for one pair of ids, without a task or a future; `reply` is called later with the answer.
@@ -339,10 +355,11 @@ class PairEngine(Engine):
         line = Lengths[_Read, bytes](
             lambda read: len(read.text.tokens), limits.max_batch, limits.max_tokens, window=8 * limits.max_batch
         )
-        self._score: Batcher[_Read, bytes] = self._lane("score", self._threaded("score", self._run), line)
+        self._score = self._lane("score", self._threaded("score", self._run), line)
 
     async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
-        """Through both lanes."""
+        """Through both lanes; where the second has no room, nothing is read for it."""
+        self._score.admit(len(pairs), deadline, perf_counter())
         known = [Pair(self._known(0, pair.user), self._known(1, pair.item)) for pair in pairs]
         return await self._score.submit(await self._read.submit(known, deadline), deadline)
 

@@ -79,6 +79,7 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         """Ratings of many pairs, in order. A new user or item is given by its attributes in place of an id."""
         service = live.current()
         deadline = deadline_of(request, timeout_s)
+        service.engine.admit(deadline)
         pairs = service.wire.body(await read_json(request, max_body_bytes))
         try:
             answers = await unless_gone(request, service.engine.predict(pairs, deadline))

@@ -26,6 +26,7 @@ from levi_serve.cores import lower_priority
 from levi_serve.encoder import Encoder, NewEntity
 from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError, UnsupportedError
 from levi_serve.metrics import Metrics
+from levi_serve.monitor.watch import Monitor
 from levi_serve.predictor import (
     Encoded,
     GivenPair,
@@ -82,6 +83,7 @@ class Engine(ABC):
         self._limits = limits
         self._metrics = metrics
         self._count_lookups = metrics.count_lookups()
+        self._monitor: Monitor | None = None
         self._threads: list[ThreadPoolExecutor] = []
         self._lanes: list[Batcher[Any, Any]] = []
         """In the order in which a request passes them, so that closing one after the other answers all of it."""
@@ -114,6 +116,10 @@ class Engine(ABC):
         answers = await self.predict([GivenPair(user, item) for item in items], deadline)
         ratings = [orjson.loads(answer)["rating"] for answer in answers]
         return [answers[place] for place in ranked(items, ratings)]
+
+    def watch(self, monitor: Monitor) -> None:
+        """Show the monitor every prediction from now on, but those of recommendations: nobody asked for these items."""
+        self._monitor = monitor
 
     async def close(self) -> None:
         """Answer what was accepted and end."""
@@ -165,12 +171,33 @@ class Engine(ABC):
         state: tuple[Int8Array, Int8Array],
     ) -> list[bytes | Exception]:
         """One per pair. `trained` and `state` [B] are the user's and the item's."""
-        degraded = state[0].any() or state[1].any()
+        degraded = bool(state[0].any() or state[1].any())
+        if self._monitor is not None:
+            self._show(
+                self._monitor, pairs, scores, trained, ~(state[0] | state[1]).astype(np.bool_) if degraded else None
+            )
         answers: list[Any] = self._wire.answers(pairs, scores, trained, state if degraded else None)
         if not scores.usable.all():
             for i in np.flatnonzero(~scores.usable).tolist():
                 answers[i] = ModelOutputError()
         return answers
+
+    @staticmethod
+    def _show(
+        monitor: Monitor,
+        pairs: Sequence[Pair],
+        scores: Scores,
+        trained: tuple[BoolArray, BoolArray],
+        found: BoolArray | None,
+    ) -> None:
+        """The pairs of which both sides were `found`; None: all."""
+        users: list[Any] = [user.row.tobytes() if isinstance(user, Encoded) else user for user, _ in pairs]
+        if found is None:
+            monitor.observe(users, scores.watched, scores.heads, scores.usable, trained)
+        elif found.any():
+            users = [users[i] for i in np.flatnonzero(found).tolist()]
+            of = scores.watched[found], scores.heads[found], scores.usable[found]
+            monitor.observe(users, *of, (trained[0][found], trained[1][found]))
 
     def _missing(self, pair: Sequence[Known], states: Sequence[int]) -> ServeError | None:
         """Why a pair, or a user alone, cannot be rated, from the states of the sides."""

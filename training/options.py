@@ -57,6 +57,13 @@ class Source(BaseModel, frozen=True):
             "none: the scratch tower alone."
         ),
     ] = "entity"
+    item_text: Annotated[
+        tuple[str, ...],
+        Field(
+            description="More attributes of items for the sentences, after those of the template, such as genres: heads "
+            "then disagree more about items of a kind that they do not know."
+        ),
+    ] = ()
     size: Annotated[Literal["ref", "paper"], Field(description="Widths of tower and heads.")] = "ref"
 
 

@@ -15,7 +15,7 @@ from levi_serve.bundle.prompt import pair_sentence
 from levi_serve.bundle.reference import Reference
 from levi_serve.bundle.rows import STORED, HalfArray, Id
 from levi_serve.bundle.schema import Attributes, encode
-from levi_serve.bundle.scores import SUPPORT, joint_support, quantile
+from levi_serve.bundle.scores import SUPPORT, quantile
 from levi_serve.bundle.tensors import JOIN, PAIR, RATINGS
 from levi_serve.bundle.tokens import Tokenizer
 from levi_serve.encoder import pad_codes
@@ -79,13 +79,14 @@ class Predictor:
         self._scorer = reference.scorer
         self._column = reference.names.index(score)
         self._table = reference.tables[score]
-        self._support = SUPPORT in reference.names
+        self._support = SUPPORT[0] in reference.names
 
     def score(self, feeds: dict[str, AnyArray]) -> Scores:
         """One graph run."""
         heads, ratings = self._graph.run(feeds)
         # Where rows tell the support of an entity, it is their last column.
-        support = joint_support(*(feeds[row][:, -1] for row in JOIN)) if self._support else None
+        user, item = JOIN
+        support = (feeds[user][:, -1], feeds[item][:, -1]) if self._support else None
         watched = self._scorer(heads, support)
         n = heads.shape[1]
         shown = np.empty(

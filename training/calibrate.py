@@ -8,7 +8,6 @@ import torch
 from levi_serve.bundle import AnyArray, FloatArray, tensors
 from levi_serve.bundle.reference import Reference, measure
 from levi_serve.bundle.rows import STORED
-from levi_serve.bundle.scores import joint_support
 from training.chain import BATCH, Runner
 from training.fit import predict
 from training.run import Run
@@ -25,7 +24,7 @@ def calibrate(run: Run, model: Runner, tables: tuple[FloatArray, FloatArray], di
     if run.model.shape.views == "entity":
         sides = [table.astype(STORED)[column[part]] for table, column in zip(tables, _columns(run), strict=True)]
         heads = _joined(model, *sides)
-        support = joint_support(*(side[:, -1] for side in sides))
+        support = (sides[0][:, -1], sides[1][:, -1])
     else:  # a backbone pass per pair: the views of the fit are the same
         heads = predict(run.model, run.prepared.features, rows, run.ids).numpy()
     weights = run.model.weights.numpy()

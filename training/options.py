@@ -60,8 +60,8 @@ class Source(BaseModel, frozen=True):
     item_text: Annotated[
         tuple[str, ...],
         Field(
-            description="More attributes of items for the sentences, after those of the template, such as genres: heads "
-            "then disagree more about items of a kind that they do not know."
+            description="More attributes for the sentences of items, after those of the template, such as genres: an "
+            "item of a kind that was not fitted is then told by its views."
         ),
     ] = ()
     size: Annotated[Literal["ref", "paper"], Field(description="Widths of tower and heads.")] = "ref"

@@ -68,7 +68,7 @@ class Reference:
 
 def measure(
     heads: FloatArray,
-    support: FloatArray | None,
+    support: tuple[AnyArray, AnyArray] | None,
     rating: FloatArray,
     truth: FloatArray,
     users: AnyArray,
@@ -80,7 +80,7 @@ def measure(
 
     Args:
         heads: [N, n] unclipped head ratings, as the served graph gives them.
-        support: [N] `joint_support` of the stored rows, or None.
+        support: [N] each, the last column of both sides' stored rows, or None.
         rating: [N] as it is answered, clipped.
         truth: [N] the true ratings.
         users: [N] whose rating each is.
@@ -97,10 +97,10 @@ def measure(
     n = len(heads)
     alike = 1 / (len(counts) * counts[inverse])
     weightings = np.stack([np.full(n, 1 / n), alike])
-    weights = np.stack([[np.bincount(column, w, BINS) for column in bins.T] for w in weightings])
+    weights: DoubleArray = np.array([[np.bincount(column, w, BINS) for column in bins.T] for w in weightings])
     error = np.square(rating.astype(np.float64) - truth)
     by_bin = _rising(np.bincount(bins[:, 0], error, BINS), np.bincount(bins[:, 0], minlength=BINS))
-    rating_edges = np.quantile(rating, np.arange(1, RATING_BINS) / RATING_BINS)
+    rating_edges = np.quantile(rating.astype(np.float64), np.arange(1, RATING_BINS) / RATING_BINS)
     shown = _shown(scores, np.searchsorted(rating_edges, rating, side="right"))
     exact = heads.astype(np.float64)
     return Reference(
@@ -154,7 +154,7 @@ def read_reference(folder: Path, model: str, layers: int, support: bool) -> Refe
     if reference.model != model:
         raise BundleError(f"{path}: was calibrated with another model; export the version again")
     n, s = layers, len(names(support))
-    shapes = {
+    shapes: dict[str, tuple[AnyArray, tuple[int, ...]]] = {
         "linear": (reference.scorer.linear, (n, n + 1)),
         "center": (reference.scorer.center, (n - 1,)),
         "edges": (reference.edges, (s, BINS - 1)),
@@ -177,7 +177,7 @@ _ARRAYS = tuple(
 )
 
 
-def _rising(total: DoubleArray, count: AnyArray) -> DoubleArray:
+def _rising(total: AnyArray, count: AnyArray) -> DoubleArray:
     """Mean per bin by pooling neighbours that fall (isotonic regression); an empty bin takes its neighbour's."""
     blocks: list[list[float]] = []  # total, count, bins
     for t, c in zip(total.tolist(), count.tolist(), strict=True):

@@ -4,7 +4,7 @@ spread      how much the heads disagree: their standard deviation
 contrast    how unusual the way is in which they disagree: whitened distance of the ratings with their mean removed
 depth_gap   mean of the late heads less mean of the early ones, which differ where features stop to transfer
 level       mean of the heads: a shift that moves all of them together leaves the three above as they are
-support     how far the two entities' views lie from the fitted ones (entity views)
+support_*   how far the user's, and the item's, views lie from the fitted ones (entity views)
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from levi_serve.bundle import AnyArray, FloatArray, Int64Array
 
 HEAD_SCORES = ("spread", "contrast", "depth_gap", "level")
-"""In the order of their columns; `support` follows where rows tell it."""
-SUPPORT = "support"
-ONE_SIDED = ("spread", "contrast", SUPPORT)
+"""In the order of their columns; SUPPORT follows where rows tell it."""
+SUPPORT = ("support_user", "support_item")
+ONE_SIDED = ("spread", "contrast", *SUPPORT)
 """Scores of which more means stranger: `ood_score` is the quantile of one of them."""
 
 BINS = 20
@@ -59,10 +59,10 @@ class Scorer:
         linear = np.column_stack([whiten, late, np.full(n, 1 / n)])
         return cls(linear.astype(np.float32), (exact.mean(0) @ whiten).astype(np.float32))
 
-    def __call__(self, heads: FloatArray, support: FloatArray | None = None) -> FloatArray:
-        """Scores [B, S] of head ratings [B, n] and, where rows tell it, the `support` [B] of `joint_support`."""
+    def __call__(self, heads: FloatArray, support: tuple[AnyArray, AnyArray] | None = None) -> FloatArray:
+        """Scores [B, S] of head ratings [B, n] and, where rows tell it, the `support` [B] or [1] of both sides."""
         n = heads.shape[1]
-        found = np.empty((len(heads), len(HEAD_SCORES) + (support is not None)), np.float32)
+        found = np.empty((len(heads), len(names(support is not None))), np.float32)
         linear = heads @ self.linear
         contrasts = linear[:, : n - 1] - self.center
         level = linear[:, n]
@@ -73,18 +73,13 @@ class Scorer:
         found[:, 2] = linear[:, n - 1]
         found[:, 3] = level
         if support is not None:
-            found[:, 4] = support
+            found[:, 4], found[:, 5] = support
         return found
-
-
-def joint_support(users: AnyArray, items: AnyArray) -> FloatArray:
-    """One number of both sides' support [B] or [1]: the farther one's, since either alone makes a pair strange."""
-    return np.maximum(users, items).astype(np.float32, copy=False)
 
 
 def names(support: bool) -> tuple[str, ...]:
     """The scores in the order of their columns."""
-    return (*HEAD_SCORES, SUPPORT) if support else HEAD_SCORES
+    return (*HEAD_SCORES, *SUPPORT) if support else HEAD_SCORES
 
 
 def table(values: FloatArray) -> FloatArray:

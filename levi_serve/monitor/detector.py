@@ -1,7 +1,6 @@
-"""The recursion: blocks of bin counts in, evidence, alarms and recent averages out. It knows no clock but to note times.
+"""The recursion: blocks of bin counts in; evidence, alarms and recent averages out. A clock only dates what happens.
 
-All of it lies in one fixed-size record (`State.dtype`), so that workers can share it in a mapped file, and a copy of its
-bytes is a checkpoint.
+All of it lies in one record of fixed size, so that workers can share it in a mapped file, which is the checkpoint, too.
 """
 
 from __future__ import annotations
@@ -116,8 +115,8 @@ class Detector:
         return record
 
     def apply(self, record: Record, counts: Int64Array, now: float) -> bool:
-        """Take in a block of bin counts [R, BINS] at `now` [Unix seconds]; whether it raised an alarm. Counts of several
-        workers are one block when they are added.
+        """Take in a block of bin counts [R, BINS] at `now` [Unix seconds]; whether it raised an alarm. Counts of
+        several workers are one block when they are added.
 
         An alarm latches: until somebody has seen it there is no second one, and the evidence goes on.
         """

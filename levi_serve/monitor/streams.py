@@ -1,13 +1,13 @@
 """What is tested, and against what: each stream bets that one property of one score has risen.
 
-A mixture Shiryaev–Roberts e-detector (Shin, Ramdas, Rinaldo 2022) over streams t and bets λ_k. A prediction whose score
-lies in bin b pays g_t[b] in [0, 1] to stream t, which multiplies the stream's evidence by 1 + λ (g − m₀). As long as the
-mean payoff is at most m₀, no factor exceeds 1 on average, and the mean run length to a false alarm is at least the
-threshold, whatever the distribution.
+A mixture Shiryaev–Roberts e-detector (Shin, Ramdas, Rinaldo 2022) over streams t and bets λ_k. A prediction whose
+score lies in bin b pays g_t[b] in [0, 1] to stream t, which multiplies the stream's evidence by 1 + λ (g − m₀). As long
+as the mean payoff is at most m₀, no factor exceeds 1 on average, and the mean run length to a false alarm is at least
+the threshold, whatever the distribution.
 
 m₀ is known from a sample only. It is an upper bound of the true mean that holds for all streams at once with 95 %
-confidence (the better of a Chernoff and an empirical Bernstein bound), the larger of two ways to weigh the sample (every
-rating alike, every user alike), and leaves room for one user in each block who is unlike all others.
+confidence (the better of a Chernoff and an empirical Bernstein bound), for the worse of two ways to weigh the sample,
+every rating alike or every user alike, and leaves room for one user in each block who is unlike all others.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ class Streams:
     def of(cls, reference: Reference, new: bool = True) -> Streams:
         """Streams of a model; without `new`, unseen ids are no evidence."""
         scores = (*reference.names, *NEW) if new else reference.names
-        streams = tuple(Stream(score, kind) for score in scores for kind in (("upper",) if score in NEW else KINDS))
+        streams = tuple(Stream(score, kind) for score in scores for kind in (KINDS[:1] if score in NEW else KINDS))
         rows = np.array([scores.index(stream.score) for stream in streams])
         weights = np.stack(
             [np.concatenate([w, two_valued(n)]) for w, n in zip(reference.weights, reference.new, strict=True)]
         )
-        payoffs = np.stack([_PAYOFFS[stream.kind] for stream in streams])  # [T, BINS]
+        payoffs = np.stack([_PAYOFFS["upper" if stream.score in NEW else stream.kind] for stream in streams])
         levels = np.array(
             [
                 max(
@@ -93,7 +93,8 @@ class Streams:
 
     def growth(self, counts: AnyArray) -> DoubleArray:
         """Logarithm [T, K] of the factors of a block of bin counts [R, BINS]."""
-        return np.matmul(counts[self.rows, None, :].astype(np.float64), self.factors)[:, 0]
+        grown: DoubleArray = np.matmul(counts[self.rows, None, :].astype(np.float64), self.factors)[:, 0]
+        return grown
 
 
 def advance(evidence: DoubleArray, growth: DoubleArray) -> DoubleArray:

@@ -134,8 +134,8 @@ def test_file_without_checksum(repository: Path, folder: Path, file: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 3}, "format 3 is newer than 2"),
-        ({"format": 1}, "format 1 is older than 2, the only one read; export the version again"),
+        ({"format": FORMAT + 1}, f"format {FORMAT + 1} is newer than {FORMAT}"),
+        ({"format": FORMAT - 1}, f"format {FORMAT - 1} is older than {FORMAT}, the only one read; export the version again"),
         ({"format": None}, "has no format version"),
         ({"version": 2}, "the folder was moved"),
         ({"views": "stereo"}, "views: Input should be 'entity' or 'pair'"),

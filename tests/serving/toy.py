@@ -200,7 +200,7 @@ class Toy:
         """Heads around 3 whose disagreement, as far as `ood_score` is concerned, has four values."""
         rng = np.random.default_rng(0)
         heads = (3 + 0.5 * rng.normal(size=(2000, 1)) + 0.2 * rng.normal(size=(2000, HEADS))).astype(np.float32)
-        support = np.zeros(2000, np.float32) if self.views == "entity" else None
+        support = (np.zeros(2000), np.zeros(2000)) if self.views == "entity" else None
         rating, users, trained = heads.mean(1), np.arange(2000) % 400, np.ones(2000, np.bool_)
         truth = rating + rng.normal(size=2000)
         found = measure(heads, support, rating, truth, users, (trained, trained), seed=0, model=digest)

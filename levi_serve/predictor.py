@@ -101,13 +101,13 @@ class Predictor:
 
 def entity_tensors(manifest: Manifest) -> list[Tensor]:
     """Inputs of the `levi` graph of entity views: each entity's row already holds what the backbone says of it."""
-    return [Tensor(name, "float32", manifest.layout.width) for name in JOIN]
+    return [Tensor(name, "float16", manifest.layout.width) for name in JOIN]
 
 
 def entity_feeds(users: HalfArray, items: HalfArray) -> dict[str, AnyArray]:
-    """Rows [B, W] of both sides."""
+    """Rows of both sides as they are stored: items' [B, W], users' [B, W] or one [1, W] for all items."""
     user_row, item_row = JOIN
-    return {user_row: users.astype(np.float32, copy=False), item_row: items.astype(np.float32, copy=False)}
+    return {user_row: users, item_row: items}
 
 
 class PairText(NamedTuple):

@@ -93,11 +93,6 @@ def load(
     folder = repository / name / str(version)
     encoder_folder = repository / f"{name}_encoder" / str(version)
     _require_listed(manifest, repository, folder, encoder_folder)
-    support = manifest.layout.support > 0
-    reference = read_reference(folder, manifest.files[f"{name}/{version}/model.onnx"], manifest.layers, support)
-    if manifest.score not in reference.names or manifest.score not in ONE_SIDED:
-        known = ", ".join(score for score in ONE_SIDED if score in reference.names)
-        raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server reports ({known})")
     names = [entity.name for entity in manifest.schema_.entities]
     if strange := set(elsewhere) - set(names):
         raise BundleError(f"{folder / NAME}: has no entity '{min(strange)}'; there are {' and '.join(names)}")
@@ -115,6 +110,11 @@ def load(
         encoder = Encoder(manifest, tokenizer, encoder_graph, unknown)
     else:
         graph = Graph(folder / "model.onnx", PairReader.tensors(manifest), rating_tensors(manifest), device, threads)
+    support = manifest.layout.support > 0
+    reference = read_reference(folder, manifest.files[f"{name}/{version}/model.onnx"], manifest.layers, support)
+    if manifest.score not in reference.names or manifest.score not in ONE_SIDED:
+        known = ", ".join(score for score in ONE_SIDED if score in reference.names)
+        raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server reports ({known})")
     return Version(
         manifest,
         folder,

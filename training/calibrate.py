@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from levi_serve.bundle import AnyArray, FloatArray, tensors
+from levi_serve.bundle import AnyArray, FloatArray
 from levi_serve.bundle.reference import Reference, measure
 from levi_serve.bundle.rows import STORED
-from training.chain import BATCH, Runner
+from training.chain import Chain
 from training.fit import predict
 from training.run import Run
 
@@ -16,14 +16,14 @@ SCORE = "spread"
 """The score that `ood_score` reports."""
 
 
-def calibrate(run: Run, model: Runner, tables: tuple[FloatArray, FloatArray], digest: str) -> Reference:
-    """Measure the `model` graph, whose SHA-256 is `digest`, over both sides' rows [N + 1, W] as they are stored."""
+def calibrate(run: Run, exported: Chain, tables: tuple[FloatArray, FloatArray], digest: str) -> Reference:
+    """Measure the exported graph, whose SHA-256 is `digest`, over both sides' rows [N + 1, W] as they are stored."""
     part, ratings = run.split.calibration, run.dataset.ratings
     rows = torch.from_numpy(part)
     support = None
     if run.model.shape.views == "entity":
         sides = [table.astype(STORED)[column[part]] for table, column in zip(tables, _columns(run), strict=True)]
-        heads = _joined(model, *sides)
+        heads = exported.join(*sides)
         support = (sides[0][:, -1], sides[1][:, -1])
     else:  # a backbone pass per pair: the views of the fit are the same
         heads = predict(run.model, run.prepared.features, rows, run.ids).numpy()
@@ -43,11 +43,3 @@ def calibrate(run: Run, model: Runner, tables: tuple[FloatArray, FloatArray], di
 
 def _columns(run: Run) -> tuple[AnyArray, AnyArray]:
     return run.dataset.ratings.user, run.dataset.ratings.item
-
-
-def _joined(model: Runner, users: AnyArray, items: AnyArray) -> FloatArray:
-    parts = [slice(at, at + BATCH) for at in range(0, len(users), BATCH)]
-    feeds = [
-        dict(zip(tensors.JOIN, (users[p].astype(np.float32), items[p].astype(np.float32)), strict=True)) for p in parts
-    ]
-    return np.concatenate([model(f) for f in feeds])

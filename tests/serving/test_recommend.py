@@ -41,8 +41,8 @@ class Model:
         self.runs: list[int] = []
 
     def __call__(self, users: np.ndarray, items: np.ndarray) -> Scores:
-        assert users.dtype == np.float32
-        assert users.tolist() == [[7, 0.5]] * len(items)
+        assert users.dtype == items.dtype == np.float16
+        assert users.tolist() == [[7, 0.5]]
         self.runs.append(len(items))
         numbers = items[:, 0].astype(int)
         rating = self.ratings[numbers]

@@ -261,14 +261,16 @@ def tokenizer() -> FastTokenizer:
 
 
 def join_graph() -> onnx.ModelProto:
-    """user_row, item_row [B, 4] to three heads."""
+    """fp16 user_row [B, 4] or [1, 4] and item_row [B, 4] to three heads."""
     pick = np.eye(4, HEADS, dtype=np.float32)
     return _model(
-        [_float("user_row", "B", 4), _float("item_row", "B", 4)],
+        [_half("user_row", "U", 4), _half("item_row", "B", 4)],
         {"pick": pick, "half": -pick / 2, "three": np.float32(3), **_bounds()},
         [
-            helper.make_node("MatMul", ["user_row", "pick"], ["u"]),
-            helper.make_node("MatMul", ["item_row", "half"], ["i"]),
+            helper.make_node("Cast", ["user_row"], ["user"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", ["item_row"], ["item"], to=TensorProto.FLOAT),
+            helper.make_node("MatMul", ["user", "pick"], ["u"]),
+            helper.make_node("MatMul", ["item", "half"], ["i"]),
             helper.make_node("Add", ["u", "i"], ["ui"]),
             helper.make_node("Add", ["ui", "three"], ["head_ratings"]),
             *_rating(),
@@ -348,6 +350,10 @@ def _model(
 
 def _float(name: str, *shape: Any) -> Any:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def _half(name: str, *shape: Any) -> Any:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape)
 
 
 def _sentence() -> list[Any]:

@@ -35,6 +35,7 @@ from levi_serve.predictor import (
     PairReader,
     PairText,
     Predictor,
+    Probe,
     Scores,
     entity_feeds,
     ids_of,
@@ -171,11 +172,9 @@ class Engine(ABC):
         state: tuple[Int8Array, Int8Array],
     ) -> list[bytes | Exception]:
         """One per pair. `trained` and `state` [B] are the user's and the item's."""
-        degraded = bool(state[0].any() or state[1].any())
+        degraded = state[0].any() or state[1].any()
         if self._monitor is not None:
-            self._show(
-                self._monitor, pairs, scores, trained, ~(state[0] | state[1]).astype(np.bool_) if degraded else None
-            )
+            self._show(self._monitor, pairs, scores, trained, (state[0] | state[1]) == State.FOUND)
         answers: list[Any] = self._wire.answers(pairs, scores, trained, state if degraded else None)
         if not scores.usable.all():
             for i in np.flatnonzero(~scores.usable).tolist():
@@ -188,11 +187,13 @@ class Engine(ABC):
         pairs: Sequence[Pair],
         scores: Scores,
         trained: tuple[BoolArray, BoolArray],
-        found: BoolArray | None,
+        found: BoolArray,
     ) -> None:
-        """The pairs of which both sides were `found`; None: all."""
-        users: list[Any] = [user.row.tobytes() if isinstance(user, Encoded) else user for user, _ in pairs]
-        if found is None:
+        """The pairs that clients asked for and of which both sides were `found` [B]."""
+        users: list[Any] = [pair[0].row.tobytes() if isinstance(pair[0], Encoded) else pair[0] for pair in pairs]
+        if Probe in map(type, pairs):
+            found &= [type(pair) is not Probe for pair in pairs]
+        if found.all():
             monitor.observe(users, scores.watched, scores.heads, scores.usable, trained)
         elif found.any():
             users = [users[i] for i in np.flatnonzero(found).tolist()]
@@ -257,7 +258,7 @@ class EntityEngine(Engine):
             if isinstance(given, Mapping)
         }
         if not new:
-            return [Pair(*pair) for pair in pairs]  # nothing new
+            return [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]  # nothing new
         rows = await self._rows(new, deadline)
 
         def known(side: int, given: Given | Encoded) -> Known:
@@ -370,7 +371,10 @@ class PairEngine(Engine):
 
     async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
         """Through both lanes."""
-        known = [Pair(self._known(0, pair.user), self._known(1, pair.item)) for pair in pairs]
+        known = [
+            (Probe if isinstance(pair, Probe) else Pair)(self._known(0, pair.user), self._known(1, pair.item))
+            for pair in pairs
+        ]
         return await self._score.submit(await self._read.submit(known, deadline), deadline)
 
     async def recommend(self, user: Given, k: int, exclude_rated: bool, deadline: float = math.inf) -> list[bytes]:

@@ -52,6 +52,10 @@ class Pair(NamedTuple):
     item: Known
 
 
+class Probe(Pair):
+    """A pair that no client asked for: the monitor is not shown it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """What the model says of B pairs, rounded as answers show it."""

@@ -135,12 +135,18 @@ def test_file_without_checksum(repository: Path, folder: Path, file: str) -> Non
     ("changes", "says"),
     [
         ({"format": FORMAT + 1}, f"format {FORMAT + 1} is newer than {FORMAT}"),
-        ({"format": FORMAT - 1}, f"format {FORMAT - 1} is older than {FORMAT}, the only one read; export the version again"),
+        (
+            {"format": FORMAT - 1},
+            f"format {FORMAT - 1} is older than {FORMAT}, the only one read; export the version again",
+        ),
         ({"format": None}, "has no format version"),
         ({"version": 2}, "the folder was moved"),
         ({"views": "stereo"}, "views: Input should be 'entity' or 'pair'"),
         ({"surprise": 1}, "surprise: Extra inputs"),
-        ({"score": "level"}, "score 'level' is not one this server reports (spread, contrast, support_user, support_item)"),
+        (
+            {"score": "level"},
+            "score 'level' is not one this server reports (spread, contrast, support_user, support_item)",
+        ),
         ({"layers": 4}, "'head_ratings' is float32 [B, 3], expected float32 [B, 4]"),
     ],
 )

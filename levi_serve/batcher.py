@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from levi_serve.errors import DeadlineError, NotReadyError, OverloadedError
 
@@ -23,21 +23,35 @@ log = logging.getLogger("levi")
 _LONGEST_RETRY = 60
 
 
+Shed: TypeAlias = Callable[[Literal["full", "late", "gone"], int], None]
+"""Hears why so many items were given up: the queue was full, their time was over, or their caller had gone."""
+
+
+def _unheard(_reason: str, _items: int) -> None:
+    pass
+
+
 class Job(Generic[Item, Answer]):
     """One caller's items. `reply` is called once, with the answers in order or with what went wrong."""
 
-    __slots__ = ("_reply", "answers", "arrived", "deadline", "items", "missing")
+    __slots__ = ("_reply", "_shed", "answers", "arrived", "deadline", "items", "missing")
 
     def __init__(
-        self, items: Sequence[Item], deadline: float, reply: Callable[[list[Answer] | Exception], None], arrived: float
+        self,
+        items: Sequence[Item],
+        deadline: float,
+        reply: Callable[[list[Answer] | Exception], None],
+        arrived: float,
+        shed: Shed = _unheard,
     ) -> None:
-        """Times are `time.perf_counter` seconds."""
+        """Times are `time.perf_counter` seconds. `shed` hears of it if the job ends without answer or error."""
         self.items = items
         self.deadline = deadline
         self.arrived = arrived
         self.answers: list[Any] = [None] * len(items)
         self.missing = len(items)
         self._reply: Callable[[list[Answer] | Exception], None] | None = reply
+        self._shed = shed
 
     @property
     def over(self) -> bool:
@@ -49,6 +63,8 @@ class Job(Generic[Item, Answer]):
         reply, self._reply = self._reply, None
         if reply is None:
             return
+        if isinstance(result, DeadlineError):
+            self._shed("late", len(self.items))
         try:
             reply(result)
         except Exception:
@@ -56,6 +72,8 @@ class Job(Generic[Item, Answer]):
 
     def cancel(self) -> None:
         """The caller has gone: reply to nobody."""
+        if self._reply is not None:
+            self._shed("gone", len(self.items))
         self._reply = None
 
     def deliver(self, place: int, answer: Answer | Exception) -> None:
@@ -92,15 +110,18 @@ class Batcher(Generic[Item, Answer]):
         max_queue: int,
         observe: Callable[[int, float, float], None],
         permits: int = 1,
+        shed: Shed = _unheard,
     ) -> None:
         """`run` answers a batch in order, an exception standing for an item that failed alone; if it raises, all of its
         batch failed. It may wait: up to `permits` runs go on at once. At most `max_queue` items wait. `observe` hears
-        of each run's size, of its duration [s] and of how long its oldest item had waited [s].
+        of each run's size, of its duration [s] and of how long its oldest item had waited [s]; `shed` of items that
+        nobody gets an answer to.
         """
         self._run = run
         self._queue = queue
         self._max_queue = max_queue
         self._observe = observe
+        self._shed = shed
         self._free = permits
         self._workers: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -125,8 +146,9 @@ class Batcher(Generic[Item, Answer]):
         if self._closing:
             raise NotReadyError("the model is being taken out of service")
         if len(self._queue) + len(items) > self._max_queue:
+            self._shed("full", len(items))
             raise OverloadedError(self._seconds_to_empty())
-        job = Job(items, deadline, reply, perf_counter())
+        job = Job(items, deadline, reply, perf_counter(), self._shed)
         self._queue.add(job)
         if self._free:
             self._free -= 1
@@ -162,6 +184,7 @@ class Batcher(Generic[Item, Answer]):
             async with asyncio.timeout(None if deadline == math.inf else deadline - perf_counter()):
                 return await future
         except TimeoutError:
+            job.end(DeadlineError())
             raise DeadlineError from None
         finally:
             job.cancel()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from levi_serve.bundle import FloatArray
+from levi_serve.bundle import FloatArray, Int64Array
 from levi_serve.bundle.golden import Golden, GoldenEntity, write_golden
 from levi_serve.bundle.manifest import FORMAT, NAME, Manifest, TokenizerSpec, sha256
 from levi_serve.bundle.rated import write_rated
+from levi_serve.bundle.reference import write_reference
 from levi_serve.bundle.rows import STORED, Layout, Table, write_table
-from levi_serve.bundle.scores import SCORE
 from training.atomic import atomic_file, publish_folder, staged_folder
-from training.calibrate import calibrate
+from training.calibrate import SCORE, calibrate
 from training.chain import Chain, Runner, catalogue, onnx_runner, row_numbers, torch_runner
 from training.checkpoint import write_json
 from training.errors import RunError, UsageError
@@ -63,14 +63,15 @@ def export(run: Run, repository: Path, name: str, parity_pairs: int) -> Path:
         staged = {graph: stack.enter_context(staged_folder(repository / graph, str(version))) for graph in graphs}
         for graph_name, graph in graphs.items():
             write_onnx(graph, _examples(run, graph), staged[graph_name] / "model.onnx")
-        exported = _chain(run, *(onnx_runner(staged[graph_name] / "model.onnx") for graph_name in graphs))
-        parity = _parity(run, exported, parity_pairs)
+        exported = _chain(run, [onnx_runner(staged[graph_name] / "model.onnx") for graph_name in graphs])
+        reference = _chain(run, [torch_runner(graph) for graph in graphs.values()], np.float32)
+        parity = _parity(run, exported, reference, parity_pairs)
         tables = _tables(run, exported)
         _write_rows(run, tables, staged[name])
         _write_rated(run, staged[name])
-        reference = _chain(run, *map(torch_runner, graphs.values()))
         _write_golden(run, reference, tables, staged[name] / "golden.jsonl")
-        np.savez(staged[name] / "monitor.npz", allow_pickle=False, **calibrate(run))
+        digest = sha256(staged[name] / "model.onnx")
+        write_reference(staged[name], calibrate(run, exported, tables, digest))
         run.tokenizer.save(staged[name] / "tokenizer.json")
         metrics = {"parity": parity, **_rounding(run, tables), **_measured(run)}
         manifest = _manifest(run, name, version, staged, metrics)
@@ -97,32 +98,45 @@ def _examples(run: Run, graph: Graph) -> tuple[torch.Tensor, ...]:
     embedding = torch.zeros(2, shape.size.embedding + 1)
     codes = [torch.zeros(2, max(1, e.code_columns), dtype=torch.int64) for e in (user, item)]
     if isinstance(graph, JoinGraph):
-        return torch.zeros(2, shape.layout.width), torch.zeros(2, shape.layout.width)
+        rows = torch.zeros(2, shape.layout.width, dtype=torch.half)
+        return rows[:1].clone(), rows
     if isinstance(graph, EncoderGraph):
         return ids, mask, embedding, max(codes, key=lambda c: c.shape[1]), torch.tensor([0, 1])
     return ids, mask, embedding, codes[0], embedding.clone(), codes[1]  # one tensor twice would be traced as one input
 
 
-def _chain(run: Run, *runners: Runner) -> Chain:
+def _chain(run: Run, runners: Sequence[Runner], between: type[np.floating] = STORED) -> Chain:
     """Runners in the order of `_graphs`: the model's is the last."""
-    return Chain(run, model=runners[-1], encode=runners[0] if len(runners) > 1 else None)
+    return Chain(run, model=runners[-1], encode=runners[0] if len(runners) > 1 else None, between=between)
 
 
-def _parity(run: Run, exported: Chain, pairs: int) -> float:
-    """Largest difference of a head rating between the exported chain and the fitted model, over random ratings' pairs.
+def _parity(run: Run, exported: Chain, reference: Chain, pairs: int) -> float:
+    """Largest difference of a head rating between exported graphs and the fitted model, over random ratings' pairs.
+
+    With entity views each graph is compared by itself: the rows between them are rounded, which is no fault of either.
 
     Raises:
         RunError: it exceeds PARITY.
     """
-    ratings = run.dataset.ratings
-    chosen = np.random.default_rng(run.record.options.seed).permutation(len(ratings))[:pairs]
-    users, items = catalogue(run, 0), catalogue(run, 1)
-    found = exported.heads([users[u] for u in ratings.user[chosen]], [items[i] for i in ratings.item[chosen]])
+    chosen = np.random.default_rng(run.record.options.seed).permutation(len(run.dataset.ratings))[:pairs]
+    users, items = _rated_pairs(run, chosen)
     expected = predict(run.model, run.prepared.features, torch.from_numpy(chosen), run.ids).numpy()
-    worst = float(np.abs(found - expected).max())
+    if exported.encode is None:
+        compared = [(exported.heads(users, items), expected)]
+    else:
+        rows = exported.rows(0, users), exported.rows(1, items)
+        stored = rows[0].astype(STORED), rows[1].astype(STORED)
+        compared = [(reference.join(*rows), expected), (exported.join(*stored), reference.join(*stored))]
+    worst = max(float(np.abs(found - wanted).max()) for found, wanted in compared)
     if not worst <= PARITY:
         raise RunError(f"{run.folder}: the exported graphs differ from the fitted model by {worst:.2g} (> {PARITY:g})")
     return worst
+
+
+def _rated_pairs(run: Run, chosen: Int64Array) -> tuple[list[GoldenEntity], list[GoldenEntity]]:
+    """Users and items of these ratings."""
+    ratings, users, items = run.dataset.ratings, catalogue(run, 0), catalogue(run, 1)
+    return [users[u] for u in ratings.user[chosen]], [items[i] for i in ratings.item[chosen]]
 
 
 def _tables(run: Run, exported: Chain) -> tuple[FloatArray, FloatArray]:

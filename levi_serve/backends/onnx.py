@@ -19,7 +19,7 @@ from levi_serve.bundle.manifest import BundleError
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 _ERRORS_ONLY = 3
 
 
@@ -32,7 +32,7 @@ class Tensor:
     """An input or output: a batch [B], of vectors [B, columns], or of sequences [B, T] where `columns` is "T"."""
 
     name: str
-    dtype: Literal["float32", "int64"]
+    dtype: Literal["float16", "float32", "int64"]
     columns: int | Literal["T"] | None = None
 
     def accepts(self, dtype: str, shape: Sequence[object]) -> bool:

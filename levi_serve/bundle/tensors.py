@@ -1,7 +1,7 @@
 """Names of the graphs' tensors: written by export, fed by the server, listed in config.pbtxt."""
 
 JOIN = ("user_row", "item_row")
-"""Entity views, `levi`: rows [B, W] of both sides."""
+"""Entity views, `levi`: rows of both sides as they are stored, items' [B, W], users' [B, W] or one [1, W] for all."""
 
 ENCODER = ("input_ids", "attention_mask", "embedding", "codes", "side")
 """Entity views, `levi_encoder`: tokens [B, T] and mask, id embedding and bias [B, E + 1], codes [B, C], side [B]."""

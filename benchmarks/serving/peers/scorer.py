@@ -51,8 +51,8 @@ class Bundle:
         return [[table.number[pair[side]] for pair in pairs] for side, table in enumerate(self.tables)]
 
     def rows(self, numbers: Sequence[Sequence[int]]) -> list[Array]:
-        """Rows [B, W] of both sides as the graph reads them."""
-        return [table.rows[at].astype(np.float32) for table, at in zip(self.tables, numbers, strict=True)]
+        """Rows [B, W] of both sides, fp16."""
+        return [table.rows[at] for table, at in zip(self.tables, numbers, strict=True)]
 
     def answers(
         self, pairs: Sequence[Pair], numbers: Sequence[Sequence[int]], heads: Array, ratings: Array
@@ -145,8 +145,8 @@ class PairFeeds:
         return {
             "input_ids": ids,
             "attention_mask": mask,
-            "user_row": user_rows,
+            "user_row": user_rows.astype(np.float32),
             "user_codes": self.codes[0][users],
-            "item_row": item_rows,
+            "item_row": item_rows.astype(np.float32),
             "item_codes": self.codes[1][items],
         }

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import orjson
@@ -23,6 +23,7 @@ import orjson
 from levi_serve.batcher import Batcher, Job, Queue
 from levi_serve.bundle import AnyArray, BoolArray, Int8Array
 from levi_serve.bundle.rows import HalfArray
+from levi_serve.bundle.tensors import MASK
 from levi_serve.cores import lower_priority
 from levi_serve.encoder import Encoder, NewEntity
 from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError, UnsupportedError
@@ -49,6 +50,7 @@ from levi_serve.store import Given, Side, State, Store
 if TYPE_CHECKING:  # the core runs without the web framework that the edge brings along
     from levi_serve.wire import Wire
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _PERMITS = 4
@@ -152,8 +154,9 @@ class Engine(ABC):
     ) -> Any:
         """A batcher whose queue and runs are in the metrics."""
         observe = self._metrics.observe_batches(name)
-        lane = Batcher[Any, Any](run, queue, max_queue or self._limits.max_queue, observe, permits)
-        self._metrics.watch_queue(name, lambda: lane.waiting)
+        limit = max_queue or self._limits.max_queue
+        lane = Batcher[Any, Any](run, queue, limit, observe, permits, self._metrics.count_shed(name))
+        self._metrics.watch_queue(name, lambda: lane.waiting, limit)
         self._lanes.append(lane)
         return lane
 
@@ -241,7 +244,10 @@ class EntityEngine(Engine):
         """One version's parts; without a table of items nothing can be recommended."""
         super().__init__(store, wire, limits, metrics)
         self._predictor = predictor
-        encode = self._threaded("encode", encoder.rows)
+        self._encoder = encoder
+        self._inferred = {lane: metrics.observe_inference(lane) for lane in ("encode", "recommend", "score")}
+        self._tokenised, self._tokens = metrics.observe_tokenising("encode"), metrics.count_tokens("encode")
+        encode = self._threaded("encode", self._encoded)
         self._encode: Batcher[NewEntity, HalfArray] = self._lane("encode", encode, Turns(limits.encode_batch))
         self._recommender = recommender
         best = self._threaded("recommend", self._best)
@@ -292,9 +298,14 @@ class EntityEngine(Engine):
             self._store.remember(key, row)
         return rows
 
+    def _encoded(self, entities: Sequence[NewEntity]) -> list[HalfArray]:
+        feeds = _timed(self._tokenised, self._encoder.read, entities)
+        self._tokens(feeds[MASK])
+        return _timed(self._inferred["encode"], self._encoder.run, feeds)
+
     async def _run(self, pairs: Sequence[Pair]) -> list[bytes | Exception]:
         users, items = await self._look_up([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-        scores = self._predictor.score(entity_feeds(users.rows, items.rows))
+        scores = _timed(self._inferred["score"], self._predictor.score, entity_feeds(users.rows, items.rows))
         answers = self._answers(pairs, scores, (users.trained, items.trained), (users.state, items.state))
         for i in np.flatnonzero(users.state | items.state).tolist():
             answers[i] = self._missing(pairs[i], (users.state[i], items.state[i])) or answers[i]
@@ -330,7 +341,9 @@ class EntityEngine(Engine):
 
     def _recommended(self, recommender: Recommender, ask: _Ask) -> list[bytes]:
         side, items = ask.side, recommender.items
-        best = recommender.top(side.rows[0], ask.k, ask.exclude, lambda: not ask.over)
+        best = _timed(
+            self._inferred["recommend"], recommender.top, side.rows[0], ask.k, ask.exclude, lambda: not ask.over
+        )
         self._metrics.left_out(best.unusable)
         numbers = best.numbers.tolist()
         trained = side.trained.repeat(len(numbers)), items.trained[best.numbers]
@@ -378,6 +391,8 @@ class PairEngine(Engine):
         """`unknown` [2, W] are the rows of an entity without id, user and item."""
         super().__init__(store, wire, limits, metrics)
         self._predictor, self._reader, self._unknown = predictor, reader, unknown
+        self._tokenised, self._tokens = metrics.observe_tokenising("tokenise"), metrics.count_tokens("score")
+        self._inferred = metrics.observe_inference("score")
         self._tokenise = self._threaded("tokenise", self._texts)
         self._read: Batcher[Pair, _Read] = self._lane("tokenise", self._look_up_and_read, Turns(_READ_BATCH), 2)
         line = Lengths[_Read, bytes](
@@ -414,16 +429,27 @@ class PairEngine(Engine):
         trained = list(zip(*(side.trained.tolist() for side in sides), strict=True))
         errors = list(map(self._missing, pairs, states))
         usable = [i for i, error in enumerate(errors) if error is None]
-        texts = dict(zip(usable, self._reader.read([_given(pairs[i]) for i in usable], sides, usable), strict=True))
+        given = [_given(pairs[i]) for i in usable]
+        texts = dict(zip(usable, _timed(self._tokenised, self._reader.read, given, sides, usable), strict=True))
         return [
             error or _Read(pair, texts[i], trained[i], states[i])
             for i, (pair, error) in enumerate(zip(pairs, errors, strict=True))
         ]
 
     def _run(self, reads: Sequence[_Read]) -> list[bytes | Exception]:
-        scores = self._predictor.score(self._reader.feeds([read.text for read in reads]))
+        feeds = self._reader.feeds([read.text for read in reads])
+        self._tokens(feeds[MASK])
+        scores = _timed(self._inferred, self._predictor.score, feeds)
         trained, state = np.array([read.trained for read in reads]).T, np.array([read.state for read in reads]).T
         return self._answers([read.pair for read in reads], scores, (trained[0], trained[1]), (state[0], state[1]))
+
+
+def _timed(observe: Callable[[float], None], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do some work; `observe` hears how many seconds it took."""
+    start = perf_counter()
+    done = work(*args, **kwargs)
+    observe(perf_counter() - start)
+    return done
 
 
 def _given(pair: Pair) -> GivenPair:

@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from levi_serve.bundle import AnyArray
 from levi_serve.store import Counts
 
 Observe = Callable[[float], None]
@@ -26,8 +27,9 @@ Observe = Callable[[float], None]
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SIDES = ("user", "item")
-_SHEDDING = ("overloaded", "deadline", "not-ready")
-"""Problems that mean too much load: alerts look at them from the start."""
+_PROBLEMS = ("overloaded", "deadline", "not-ready", "row-unavailable", "model-output", "internal")
+"""Those that are not the client's doing: alerts look at them from the start."""
+_SHEDS = ("full", "late", "gone")
 _REDIS_FAILURES = ("call", "write", "dropped")
 _TIERS = tuple(field.name for field in fields(Counts))
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
@@ -74,6 +76,23 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._tokenising = Histogram(
+            "levi_tokenise_duration_seconds",
+            "Time in which one model run's entities or pairs became token ids.",
+            ["lane"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._inference = Histogram(
+            "levi_infer_duration_seconds",
+            "Time of the graph in one model run; of a whole pass through the catalogue in the lane `recommend`.",
+            ["lane"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "levi_tokens", "Tokens that went through the backbone.", ["lane", "kind"], registry=registry
+        )
         self._waits = Histogram(
             "levi_queue_wait_seconds",
             "How long the oldest item of a model run had waited for it.",
@@ -87,6 +106,19 @@ class Metrics:
             ["lane"],
             registry=registry,
             multiprocess_mode="livesum",
+        )
+        self._limit = Gauge(
+            "levi_queue_limit",
+            "Items that may wait for a model run; more are refused.",
+            ["lane"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._shed = Counter(
+            "levi_shed_items",
+            "Items that were given up without an answer.",
+            ["lane", "reason"],
+            registry=registry,
         )
         self._lookups = Counter(
             "levi_store_lookups",
@@ -129,7 +161,7 @@ class Metrics:
             registry=registry,
         )
         for counter, labels in (
-            (self._errors, _SHEDDING),
+            (self._errors, _PROBLEMS),
             (self._lookups, _TIERS),
             (self._redis_errors, _REDIS_FAILURES),
             (self._degraded, _SIDES),
@@ -146,9 +178,11 @@ class Metrics:
 
     def request(self, route: str, method: str, status: str, seconds: float) -> None:
         """Count one answered request under the route's template."""
+        if method not in _METHODS:
+            method = "other"
         observe = self._observers.get((route, method, status))
         if observe is None:
-            observe = self._observer(route, method if method in _METHODS else "other", status)
+            observe = self._observer(route, method, status)
         observe(seconds)
 
     def _observer(self, route: str, method: str, status: str) -> Observe:
@@ -177,9 +211,38 @@ class Metrics:
 
         return observe
 
-    def watch_queue(self, lane: str, depth: Callable[[], int]) -> None:
-        """Read a queue's depth whenever the metrics are read; other workers read what it was after the last run."""
+    def observe_tokenising(self, lane: str) -> Observe:
+        """What hears of the time [s] in which one run's sentences became token ids."""
+        observe: Observe = self._tokenising.labels(lane).observe
+        return observe
+
+    def observe_inference(self, lane: str) -> Observe:
+        """What hears of the time [s] of one run's graph."""
+        observe: Observe = self._inference.labels(lane).observe
+        return observe
+
+    def count_tokens(self, lane: str) -> Callable[[AnyArray], None]:
+        """What a backbone calls with the attention mask [B, T] of each run."""
+        real, padding = self._tokens.labels(lane, "real"), self._tokens.labels(lane, "padding")
+
+        def count(mask: AnyArray) -> None:
+            told = int(mask.sum())
+            real.inc(told)
+            padding.inc(mask.size - told)
+
+        return count
+
+    def count_shed(self, lane: str) -> Callable[[str, int], None]:
+        """What a batcher calls with the reason and number of items that it gives up."""
+        counters = {reason: self._shed.labels(lane, reason) for reason in _SHEDS}
+        return lambda reason, items: counters[reason].inc(items)
+
+    def watch_queue(self, lane: str, depth: Callable[[], int], limit: int) -> None:
+        """Read a queue's depth whenever the metrics are read; other workers read what it was after the last run. At
+        most `limit` items wait in it.
+        """
         self._depths[lane] = depth
+        self._limit.labels(lane).set(limit)
 
     def count_lookups(self) -> Callable[[Counts], None]:
         """What counts one store's look-ups when it is shown how many there have been."""

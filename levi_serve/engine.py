@@ -279,14 +279,12 @@ class EntityEngine(Engine):
             for side, given in enumerate(pair)
             if isinstance(given, Mapping)
         }
-        if not new:
-            return [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]  # nothing new
-        rows = await self._rows(new, deadline)
+        rows = await self._rows(new, deadline) if new else {}
 
         def known(side: int, given: Given | Encoded) -> Known:
             return Encoded(given, rows[_key(side, given)]) if isinstance(given, Mapping) else given
 
-        return [Pair(known(0, pair.user), known(1, pair.item)) for pair in pairs]
+        return [_kind(pair)(known(0, pair.user), known(1, pair.item)) for pair in pairs]
 
     async def _rows(self, new: Mapping[bytes, NewEntity], deadline: float) -> dict[bytes, HalfArray]:
         """The row [W] of each new entity, by its key."""
@@ -403,10 +401,7 @@ class PairEngine(Engine):
     async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
         """Through both lanes; where the second has no room, nothing is read for it."""
         self._score.admit(len(pairs), deadline, perf_counter())
-        known = [
-            (Probe if isinstance(pair, Probe) else Pair)(self._known(0, pair.user), self._known(1, pair.item))
-            for pair in pairs
-        ]
+        known = [_kind(pair)(self._known(0, pair.user), self._known(1, pair.item)) for pair in pairs]
         return await self._score.submit(await self._read.submit(known, deadline), deadline)
 
     async def recommend(self, user: Given, k: int, exclude_rated: bool, deadline: float = math.inf) -> list[bytes]:
@@ -454,6 +449,11 @@ def _timed(observe: Callable[[float], None], work: Callable[P, T], *args: P.args
 
 def _given(pair: Pair) -> GivenPair:
     return GivenPair(*(known.given if isinstance(known, Encoded) else known for known in pair))
+
+
+def _kind(pair: GivenPair | Pair) -> type[Pair]:
+    """What a looked-up pair is made as: one that no client asked for stays so."""
+    return Probe if isinstance(pair, Probe) else Pair
 
 
 def _key(side: int, attributes: Mapping[str, Any]) -> bytes:

@@ -101,7 +101,8 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         if live.status != "ready":
             raise NotReadyError(live.reason)
         try:
-            await service.engine.predict([Probe(*service.version.examples[0])])
+            first = service.version.examples[0]  # by ids
+            await service.engine.predict([Probe(*first)])  # type: ignore[arg-type]
         except OverloadedError:
             pass
         except Exception as error:

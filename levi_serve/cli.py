@@ -68,8 +68,8 @@ class Validate(ModelSettings):
         from levi_serve.app import bring_up
         from levi_serve.metrics import Metrics
 
-        service = await bring_up(Serve(_cli_parse_args=False, **self.model_dump()), Metrics())
-        await service.engine.close()
+        service = await bring_up(Serve(_cli_parse_args=False, monitor=False, **self.model_dump()), Metrics())
+        await service.close()
         return service
 
 

@@ -27,6 +27,7 @@ from levi_serve.cores import lower_priority
 from levi_serve.encoder import Encoder, NewEntity
 from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError, UnsupportedError
 from levi_serve.metrics import Metrics
+from levi_serve.monitor.watch import Monitor
 from levi_serve.predictor import (
     Encoded,
     GivenPair,
@@ -35,6 +36,7 @@ from levi_serve.predictor import (
     PairReader,
     PairText,
     Predictor,
+    Probe,
     Scores,
     entity_feeds,
     ids_of,
@@ -83,6 +85,7 @@ class Engine(ABC):
         self._limits = limits
         self._metrics = metrics
         self._count_lookups = metrics.count_lookups()
+        self._monitor: Monitor | None = None
         self._score: Batcher[Any, bytes]
         """The last lane of every prediction."""
         self._threads: list[ThreadPoolExecutor] = []
@@ -126,6 +129,10 @@ class Engine(ABC):
         answers = await self.predict([GivenPair(user, item) for item in items], deadline)
         ratings = [orjson.loads(answer)["rating"] for answer in answers]
         return [answers[place] for place in ranked(items, ratings)]
+
+    def watch(self, monitor: Monitor) -> None:
+        """Show the monitor every prediction from now on, but those of recommendations: nobody asked for these items."""
+        self._monitor = monitor
 
     async def close(self) -> None:
         """Answer what was accepted and end."""
@@ -178,11 +185,32 @@ class Engine(ABC):
     ) -> list[bytes | Exception]:
         """One per pair. `trained` and `state` [B] are the user's and the item's."""
         degraded = state[0].any() or state[1].any()
+        if self._monitor is not None:
+            self._show(self._monitor, pairs, scores, trained, (state[0] | state[1]) == State.FOUND)
         answers: list[Any] = self._wire.answers(pairs, scores, trained, state if degraded else None)
         if not scores.usable.all():
             for i in np.flatnonzero(~scores.usable).tolist():
                 answers[i] = ModelOutputError()
         return answers
+
+    @staticmethod
+    def _show(
+        monitor: Monitor,
+        pairs: Sequence[Pair],
+        scores: Scores,
+        trained: tuple[BoolArray, BoolArray],
+        found: BoolArray,
+    ) -> None:
+        """The pairs that clients asked for and of which both sides were `found` [B]."""
+        users: list[Any] = [pair[0].row.tobytes() if isinstance(pair[0], Encoded) else pair[0] for pair in pairs]
+        if Probe in map(type, pairs):
+            found &= [type(pair) is not Probe for pair in pairs]
+        if found.all():
+            monitor.observe(users, scores.watched, scores.heads, scores.usable, trained)
+        elif found.any():
+            users = [users[i] for i in np.flatnonzero(found).tolist()]
+            of = scores.watched[found], scores.heads[found], scores.usable[found]
+            monitor.observe(users, *of, (trained[0][found], trained[1][found]))
 
     def _missing(self, pair: Sequence[Known], states: Sequence[int]) -> ServeError | None:
         """Why a pair, or a user alone, cannot be rated, from the states of the sides."""
@@ -246,7 +274,7 @@ class EntityEngine(Engine):
             if isinstance(given, Mapping)
         }
         if not new:
-            return [Pair(*pair) for pair in pairs]  # nothing new
+            return [p if isinstance(p, Pair) else Pair(*p) for p in pairs]  # type: ignore[arg-type] # nothing new
         rows = await self._rows(new, deadline)
 
         def known(side: int, given: Given | Encoded) -> Known:
@@ -360,7 +388,10 @@ class PairEngine(Engine):
     async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
         """Through both lanes; where the second has no room, nothing is read for it."""
         self._score.admit(len(pairs), deadline, perf_counter())
-        known = [Pair(self._known(0, pair.user), self._known(1, pair.item)) for pair in pairs]
+        known = [
+            (Probe if isinstance(pair, Probe) else Pair)(self._known(0, pair.user), self._known(1, pair.item))
+            for pair in pairs
+        ]
         return await self._score.submit(await self._read.submit(known, deadline), deadline)
 
     async def recommend(self, user: Given, k: int, exclude_rated: bool, deadline: float = math.inf) -> list[bytes]:

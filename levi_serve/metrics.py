@@ -142,6 +142,7 @@ class Metrics:
         self._depths: dict[str, Callable[[], int]] = {}
         self._serving: Gauge | None = None
         self._show_redis: Callable[[], None] = lambda: None
+        self._monitor: Collector | None = None
 
     def request(self, route: str, method: str, status: str, seconds: float) -> None:
         """Count one answered request under the route's template."""
@@ -223,6 +224,18 @@ class Metrics:
             self._serving.set(0)
         self._serving = self._model.labels(model, str(version), views)
         self._serving.set(1)
+
+    def show_monitor(self, monitor: Collector) -> None:
+        """Read the monitor's metrics with all others; only that of the version in service."""
+        if self._monitor is not None:
+            self._registry.unregister(self._monitor)
+        self._monitor = monitor
+        self._registry.register(monitor)
+
+    @property
+    def shared(self) -> Path | None:
+        """Folder of what workers share."""
+        return self._shared
 
     def ready(self, ready: bool) -> None:
         """Whether the server takes traffic."""

@@ -128,4 +128,4 @@ def _picked(scores: Scores, places: AnyArray) -> Scores:
 
 
 def _columns(scores: Scores) -> tuple[AnyArray, ...]:
-    return scores.rating, scores.heads, scores.disagreement, scores.ood_score, scores.usable
+    return scores.rating, scores.heads, scores.disagreement, scores.ood_score, scores.usable, scores.watched

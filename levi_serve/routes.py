@@ -13,6 +13,7 @@ from levi_serve.errors import NotReadyError, OverloadedError, UnknownIdError
 from levi_serve.exchange import deadline_of, json_response, read_json, unless_gone
 from levi_serve.live import Live, Service, Status
 from levi_serve.metrics import Metrics
+from levi_serve.predictor import Probe
 from levi_serve.problems import documented
 
 
@@ -100,7 +101,7 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         if live.status != "ready":
             raise NotReadyError(live.reason)
         try:
-            await service.engine.predict(service.version.examples[:1])
+            await service.engine.predict([Probe(*service.version.examples[0])])  # type: ignore[arg-type] # by id
         except OverloadedError:
             pass
         except Exception as error:

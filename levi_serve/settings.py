@@ -143,6 +143,26 @@ class ServeSettings(ModelSettings):
         "others on the machine: better the variable, or `token_file`.",
     )
     token_file: Path | None = Field(None, description="File that holds the token.")
+    monitor: bool = Field(
+        True, description="Watch whether traffic is still like the data that the model was fitted on."
+    )
+    monitor_days: PositiveFloat = Field(
+        30.0,
+        le=36_500,
+        allow_inf_nan=False,
+        description="Days between two false shift alarms, on average and at least.",
+    )
+    monitor_rate: PositiveFloat = Field(
+        1000.0,
+        le=1e9,
+        allow_inf_nan=False,
+        description="Predictions a second that `monitor_days` is reckoned with.",
+    )
+    monitor_state: Path | None = Field(
+        None,
+        description="Folder where the shift monitor keeps evidence and alarms, a small file per model version; unset, "
+        "a restart forgets them.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log.")
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object per line.")
     access_log: bool = Field(

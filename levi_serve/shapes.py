@@ -239,7 +239,7 @@ def answer_fields(manifest: Manifest) -> dict[str, Any]:
         ],
         "disagreement": Annotated[float, Field(ge=0, description="population standard deviation of the heads")],
         "ood_score": Annotated[
-            float, Field(ge=0, le=1, description="share of in-distribution pairs whose heads disagree less")
+            float, Field(ge=0, le=1, description="share of in-distribution pairs that score below this one")
         ],
         "cold_start": Annotated[
             list[Literal[tuple(entity.name for entity in schema.entities)]],  # type: ignore[misc]

@@ -14,8 +14,10 @@ from levi_serve.bundle import FloatArray
 from levi_serve.bundle.golden import Golden, GoldenEntity, read_golden
 from levi_serve.bundle.manifest import NAME, BundleError, Manifest, read_manifest
 from levi_serve.bundle.rated import Rated
+from levi_serve.bundle.reference import FILE as REFERENCE
+from levi_serve.bundle.reference import Reference, read_reference
 from levi_serve.bundle.rows import STORED, HalfArray, Table
-from levi_serve.bundle.scores import SCORE
+from levi_serve.bundle.scores import ONE_SIDED
 from levi_serve.bundle.tokens import Tokenizer
 from levi_serve.encoder import Encoder, encoder_tensors
 from levi_serve.predictor import GivenPair, PairReader, Predictor, entity_tensors, rating_tensors
@@ -26,7 +28,7 @@ _TABLE = ("ids.npy", "rows.npy", "trained.npy", "attributes.jsonl", "offsets.npy
 _FILES = (
     "model.onnx",
     "tokenizer.json",
-    "monitor.npz",
+    REFERENCE,
     "golden.jsonl",
     "unknown_rows.npy",
     "rated.offsets.npy",
@@ -48,6 +50,8 @@ class Version:
     """Entity views."""
     unknown: HalfArray
     """[2, W], the rows of a user and an item without id and attributes."""
+    reference: Reference
+    """What the monitor's scores are like in distribution."""
     rated: Rated | None
     """What users rated in training."""
     golden: tuple[Golden, ...]
@@ -89,8 +93,6 @@ def load(
     folder = repository / name / str(version)
     encoder_folder = repository / f"{name}_encoder" / str(version)
     _require_listed(manifest, repository, folder, encoder_folder)
-    if manifest.score != SCORE:
-        raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server computes ('{SCORE}')")
     names = [entity.name for entity in manifest.schema_.entities]
     if strange := set(elsewhere) - set(names):
         raise BundleError(f"{folder / NAME}: has no entity '{min(strange)}'; there are {' and '.join(names)}")
@@ -108,14 +110,20 @@ def load(
         encoder = Encoder(manifest, tokenizer, encoder_graph, unknown)
     else:
         graph = Graph(folder / "model.onnx", PairReader.tensors(manifest), rating_tensors(manifest), device, threads)
+    support = manifest.layout.support > 0
+    reference = read_reference(folder, manifest.files[f"{name}/{version}/model.onnx"], manifest.layers, support)
+    if manifest.score not in reference.names or manifest.score not in ONE_SIDED:
+        known = ", ".join(score for score in ONE_SIDED if score in reference.names)
+        raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server reports ({known})")
     return Version(
         manifest,
         folder,
         (users, items),
         tokenizer,
-        Predictor(graph, _array(folder / "monitor.npz", manifest.score)),
+        Predictor(graph, reference, manifest.score),
         encoder,
         _unknown_rows(folder / "unknown_rows.npy", manifest.layout.width),
+        reference,
         _open_rated(folder, users, items) if users is not None and items is not None else None,
         tuple(read_golden(folder / "golden.jsonl", manifest.layout.width)),
     )
@@ -178,12 +186,11 @@ def _open_tokenizer(path: Path, manifest: Manifest) -> Tokenizer:
         raise BundleError(f"{path}: {error}") from None
 
 
-def _array(path: Path, key: str | None = None) -> FloatArray:
-    """A small float32 array of a .npy, or the array `key` of a .npz."""
+def _array(path: Path) -> FloatArray:
+    """A small float32 array."""
     try:
-        loaded = np.load(path)
-        array = loaded if key is None else loaded[key]
-    except (OSError, ValueError, KeyError) as error:
+        array = np.load(path)
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path}: {error}") from None
     if not len(array):
         raise BundleError(f"{path}: is empty")

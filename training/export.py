@@ -21,10 +21,10 @@ from levi_serve.bundle import FloatArray, Int64Array
 from levi_serve.bundle.golden import Golden, GoldenEntity, write_golden
 from levi_serve.bundle.manifest import FORMAT, NAME, Manifest, TokenizerSpec, sha256
 from levi_serve.bundle.rated import write_rated
+from levi_serve.bundle.reference import write_reference
 from levi_serve.bundle.rows import STORED, Layout, Table, write_table
-from levi_serve.bundle.scores import SCORE
 from training.atomic import atomic_file, publish_folder, staged_folder
-from training.calibrate import calibrate
+from training.calibrate import SCORE, calibrate
 from training.chain import Chain, Runner, catalogue, onnx_runner, row_numbers, torch_runner
 from training.checkpoint import write_json
 from training.errors import RunError, UsageError
@@ -70,7 +70,8 @@ def export(run: Run, repository: Path, name: str, parity_pairs: int) -> Path:
         _write_rows(run, tables, staged[name])
         _write_rated(run, staged[name])
         _write_golden(run, reference, tables, staged[name] / "golden.jsonl")
-        np.savez(staged[name] / "monitor.npz", allow_pickle=False, **calibrate(run))
+        digest = sha256(staged[name] / "model.onnx")
+        write_reference(staged[name], calibrate(run, exported, tables, digest))
         run.tokenizer.save(staged[name] / "tokenizer.json")
         metrics = {"parity": parity, **_rounding(run, tables), **_measured(run)}
         manifest = _manifest(run, name, version, staged, metrics)

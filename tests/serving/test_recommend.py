@@ -47,7 +47,7 @@ class Model:
         numbers = items[:, 0].astype(int)
         rating = self.ratings[numbers]
         heads = np.stack([numbers, numbers + 0.5], axis=1)
-        return Scores(rating, heads, numbers / 10, numbers / 100, np.isfinite(rating))
+        return Scores(rating, heads, numbers / 10, numbers / 100, np.isfinite(rating), heads)
 
 
 def recommender(ratings: list[float]) -> Recommender:
@@ -142,7 +142,7 @@ class Wide:
     def __call__(self, users: np.ndarray, items: np.ndarray) -> Scores:
         count = len(items)
         one = np.linspace(1, 5, count)
-        return Scores(one, np.ones((count, 100)), one, one, np.ones(count, bool))
+        return Scores(one, np.ones((count, 100)), one, one, np.ones(count, bool), np.ones((count, 6), np.float32))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from levi_serve.bundle.golden import Golden, GoldenEntity, write_golden
 from levi_serve.bundle.manifest import FORMAT, Manifest, TokenizerSpec, sha256
 from levi_serve.bundle.prompt import entity_sentence, pair_sentence
 from levi_serve.bundle.rated import write_rated
+from levi_serve.bundle.reference import Reference, measure, write_reference
 from levi_serve.bundle.rows import Id, Layout, Table, write_table
 from levi_serve.bundle.schema import Attribute, Attributes, Entity, Schema, Template, build_vocabulary, encode
 
@@ -186,7 +187,7 @@ class Toy:
         self._write_rated(folder)
         files += [folder / "unknown_rows.npy", *folder.glob("rated.*")]
         tokenizer().save(str(folder / "tokenizer.json"))
-        np.savez(folder / "monitor.npz", spread=REFERENCE)
+        write_reference(folder, self.reference(sha256(folder / "model.onnx")))
         users, movies = [user for user in self.users if user not in BROKEN], list(self.movies)[:3]
         new = {"title": "A new film", "genres": ("Drama",)}
         pairs = [(user, movie) for user in users for movie in movies] + [(users[0], new), ({"age": 40}, movies[0])]
@@ -194,6 +195,16 @@ class Toy:
         files += [folder / file for file in ("tokenizer.json", "monitor.npz", "golden.jsonl")]
         self._write_manifest(repository, folder, files, name, version)
         return folder
+
+    def reference(self, digest: str) -> Reference:
+        """Heads around 3 whose disagreement, as far as `ood_score` is concerned, has four values."""
+        rng = np.random.default_rng(0)
+        heads = (3 + 0.5 * rng.normal(size=(2000, 1)) + 0.2 * rng.normal(size=(2000, HEADS))).astype(np.float32)
+        support = (np.zeros(2000), np.zeros(2000)) if self.views == "entity" else None
+        rating, users, trained = heads.mean(1), np.arange(2000) % 400, np.ones(2000, np.bool_)
+        truth = rating + rng.normal(size=2000)
+        found = measure(heads, support, rating, truth, users, (trained, trained), seed=0, model=digest)
+        return replace(found, tables={**found.tables, "spread": REFERENCE})
 
     def _write_rated(self, folder: Path) -> None:
         users, movies = Table(folder, "users"), Table(folder, "movies")

@@ -69,9 +69,9 @@ class ServeSettings(ModelSettings):
         description="Processes that serve on this port. Above 1, one more starts them, replaces those that die, and "
         "ends them.",
     )
-    max_batch: PositiveInt = Field(32, description="Pairs in one run of the model, at most.")
+    max_batch: PositiveInt = Field(64, description="Pairs in one run of the model, at most.")
     max_tokens: PositiveInt = Field(
-        4096,
+        2048,
         description="Tokens in one run of the backbone over pairs' sentences (pair views), padding included, at most.",
     )
     encode_batch: PositiveInt = Field(

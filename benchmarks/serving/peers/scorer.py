@@ -44,7 +44,7 @@ class Bundle:
         self.manifest = json.loads((folder / "manifest.json").read_bytes())
         self.names = [self.manifest["schema"][side]["name"] for side in ("user", "item")]
         self.tables = [Table(folder, f"{name}s") for name in self.names]
-        self.reference = np.load(folder / "monitor.npz")[self.manifest["score"]]
+        self.reference = np.load(folder / "monitor.npz")[f"quantiles_{self.manifest['score']}"]
 
     def numbers(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """Row numbers of the users and of the items."""

@@ -265,7 +265,7 @@ class EntityEngine(Engine):
             if isinstance(given, Mapping)
         }
         if not new:
-            return [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]  # nothing new
+            return [p if isinstance(p, Pair) else Pair(*p) for p in pairs]  # type: ignore[arg-type] # nothing new
         rows = await self._rows(new, deadline)
 
         def known(side: int, given: Given | Encoded) -> Known:

@@ -100,7 +100,7 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         if live.status != "ready":
             raise NotReadyError(live.reason)
         try:
-            await service.engine.predict([Probe(*service.version.examples[0])])
+            await service.engine.predict([Probe(*service.version.examples[0])])  # type: ignore[arg-type] # by id
         except OverloadedError:
             pass
         except Exception as error:

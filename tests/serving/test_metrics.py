@@ -317,9 +317,11 @@ def test_the_environment_does_not_decide(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_documented() -> None:
+def test_documented(app: RunningApp) -> None:
     """docs/operations.md explains each metric, and none that does not exist."""
-    exposed = set(re.findall(r"^# TYPE (\S+)", Metrics().text().decode(), re.MULTILINE))
+    app.get("/predict?user=138&movie=357")
+    app.live.service.monitor.observe_errors(np.ones(1))
+    exposed = set(re.findall(r"^# TYPE (\S+)", app.get("/metrics").text, re.MULTILINE))
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `(levi_[a-z_]+)", text, re.MULTILINE))
     assert documented == {name for name in exposed if not name.startswith("levi_process_")} | {"levi_process_"}

@@ -48,7 +48,8 @@ class ModelSettings(BundleSettings):
 
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
-        description="What runs the graphs. `cuda` needs the extra `gpu` and fails at start without a working GPU.",
+        description="What runs the graphs. `cuda` needs the extra `gpu` and fails at start without a working GPU; we "
+        "have not run it on one: `python -m benchmarks.cuda` checks yours.",
     )
     threads: PositiveInt | None = Field(
         None,

@@ -55,7 +55,7 @@ class Cuda(Command):
                 on_cuda = self._work(cuda, size)[name]
                 rows.append(_compared(f"{name}, {size}", on_cpu, on_cuda, cpu.manifest.golden_tolerance, size))
         locked = page_locked() is not None
-        facts = {
+        facts: dict[str, Any] = {
             "command": f"python -m benchmarks.cuda --bundle {self.bundle.name}",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
@@ -91,9 +91,10 @@ class Cuda(Command):
                 "new items": encoded,
             }
         reader = PairReader(version.manifest, version.tokenizer)
-        pairs = [GivenPair(users.id(int(u)), items.id(int(i))) for u, i in zip(user, item, strict=True)]
-        sides = TableStore(users, items).at_hand([pair.user for pair in pairs], [pair.item for pair in pairs])
+        ids = [users.id(int(u)) for u in user], [items.id(int(i)) for i in item]
+        sides = TableStore(users, items).at_hand(*ids)
         assert sides is not None
+        pairs = [GivenPair(*pair) for pair in zip(*ids, strict=True)]
         feeds = reader.feeds(reader.read(pairs, sides, range(size)))
         return {"sentences": lambda: version.predictor.score(feeds).rating}
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime, which both sides import from here and nowhere else: it must be told to be silent before it is loaded."""
+"""ONNX Runtime, which both sides import from here only: it must be told to be silent before it is loaded."""
 
 from __future__ import annotations
 

@@ -14,8 +14,6 @@ from typing import Literal, TypeAlias
 
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from training.graphs import BACKBONE
 
@@ -45,6 +43,9 @@ def _store_half(path: Path) -> None:
 
 
 def _quantise(path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415 - takes a second
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # noqa: PLC0415
+
     model = onnx.load(path)
     others = [node.name for node in model.graph.node if not node.name.startswith(BACKBONE)]
     if len(others) == len(model.graph.node):

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from levi_serve.backends.onnx import Device, Graph, Tensor
 from levi_serve.bundle import AnyArray
+from levi_serve.bundle.runtime import ort
 
 log = logging.getLogger("levi")
 

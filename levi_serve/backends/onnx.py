@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-# From 1.29 on the official builds report models and runs to Microsoft unless this is set before they are loaded.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime as ort
-
 from levi_serve.bundle import AnyArray
 from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.manifest import BundleError
+from levi_serve.bundle.runtime import ort
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

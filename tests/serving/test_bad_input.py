@@ -223,33 +223,6 @@ def test_list_of_100001_pairs(toy_repository: Path) -> None:
         assert found["pairs"].startswith("List should have at most 1000 items")
 
 
-KEYS = ",".join(f'"k{i}":0' for i in range(80_000))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        f"{{{KEYS}}}",
-        f'{{"pairs":[{{{KEYS}}}]}}',
-        f'{{"pairs":[{{"user":138,"movie":{{{KEYS}}}}}]}}',
-        '{"pairs":[' + ",".join('{"a":1,"b":2,"c":3,"d":4}' for _ in range(1000)) + "]}",
-    ],
-)
-def test_too_many_mistakes_are_not_listed(entity_app: RunningApp, content: str) -> None:
-    """A body of nothing but unknown names is refused as a whole: to name each would keep all other requests waiting."""
-    answer = entity_app.request("POST", "/predict", content=content, headers={"content-type": "application/json"})
-    assert complaints(answer, "invalid-request", 422) == {
-        "body": "has more than 5000 mistakes; /docs shows what is expected"
-    }
-
-
-def test_values_stop_at_the_first_wrong_one(entity_app: RunningApp) -> None:
-    """Of a list of values the first wrong one is named, and the rest not looked at, however many there are."""
-    movie = {"genres": ["Drama", *range(200_000)]}
-    answer = entity_app.post([{"user": 138, "movie": movie}])
-    assert list(complaints(answer, "invalid-request", 422)) == ["pairs[0].movie.genres[1]"]
-
-
 def test_query_of_a_post(app: RunningApp) -> None:
     """A POST with parameters is refused rather than answered for something else."""
     answer = app.request("POST", "/predict?user=138", content=json.dumps({"pairs": [KNOWN]}), headers=JSON)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -151,16 +149,3 @@ def test_a_backbone_that_does_not_bear_it(
     with pytest.raises(RunError, match=r"in this precision the graphs differ from the model by (nan|10) \(> 0\.5\)"):
         export(entity_run, tmp_path, "levi", 5, "int8")
     assert not list(tmp_path.rglob("model.onnx"))
-
-
-def test_the_runtime_is_asked_not_to_report() -> None:
-    """Whoever imports the fitting side has telemetry off before ONNX Runtime is loaded."""
-    code = "import training.chain, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_bare())
-    assert told.stdout == "1\n"
-
-
-def _bare() -> dict[str, str]:
-    import os
-
-    return {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}

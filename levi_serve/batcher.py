@@ -25,6 +25,10 @@ _SHARE = 0.5
 """Of the time that a caller gives, the most that may be spent in the queue. Callers at the end of a longer one would be
 answered too late, and in a lasting overload everybody stands at the end.
 """
+_SLICE_S = 0.025
+"""So long runs follow one another before the loop reads new requests: in an overload it would otherwise read, and
+refuse, many of them between any two runs.
+"""
 _SMOOTH = 0.2
 """Weight of the last run in the pace."""
 
@@ -225,11 +229,13 @@ class Batcher(Generic[Item, Answer]):
             await asyncio.wait(self._workers)
 
     async def _work(self) -> None:
+        turn = perf_counter()
         try:
             while batch := self._queue.take():
                 await self._once(batch)
-                if len(self._queue):
-                    await asyncio.sleep(0)  # the loop reads new requests and writes answers between two runs
+                if len(self._queue) and perf_counter() - turn >= _SLICE_S:
+                    await asyncio.sleep(0)  # the loop reads new requests and writes answers
+                    turn = perf_counter()
         finally:
             self._free += 1
 

@@ -1,6 +1,6 @@
 """The shift monitor on MovieLens-100K.
 
-python -m benchmarks.monitor all --runs DIR --data DIR    # every stage, or one by name; results are added to the file
+python -m benchmarks.monitor --data DIR    # every stage, or those after --stage; results are added to the file
 
 `--runs` holds the finished fits titles-0, -1, -2 (the default recipe) and genres-0, -1, -2 (`--item-text genres`).
 """
@@ -38,7 +38,9 @@ STAGES: dict[str, Callable[[dict[str, list[Run]], Path], Any]] = {
 class Stage(Command):
     """Run one stage, or `all`."""
 
-    stage: Annotated[str, Field(description="One of auroc, delays, peers, replay, errors, cost; or all.")] = "all"
+    stage: Annotated[
+        str, Field(description="Some of auroc, delays, peers, replay, errors, cost, with commas; or all.")
+    ] = "all"
     data: Annotated[Path, Field(description="Folder of MovieLens-100K.")]
     runs: Annotated[Path, Field(description="Folder of the fitted runs; what is missing is fitted.")] = Path(
         "runs/monitor"
@@ -49,7 +51,7 @@ class Stage(Command):
     def __call__(self) -> None:
         """Add the stage's figures to the file."""
         found = {text: [self._run(text, seed) for seed in SEEDS] for text in TEXTS}
-        for name in STAGES if self.stage == "all" else (self.stage,):
+        for name in STAGES if self.stage == "all" else self.stage.split(","):
             figures = STAGES[name](found, self.cache)
             known = json.loads(self.out.read_text()) if self.out.exists() else {}
             known[name] = {

@@ -49,17 +49,16 @@ class Windowed:
         """`statistic` of windows [C, window] is [C]."""
         self.name, self._statistic, self.knobs = name, statistic, knobs
         self._window, self._step = window, step
+        self._known: tuple[DoubleArray, Int64Array, DoubleArray] | None = None
 
     def rings(self, streams: DoubleArray, knob: float) -> Int64Array:
-        length = streams.shape[1]
-        found = np.full(len(streams), length, np.int64)
-        for end in range(self._window, length + 1, self._step):
-            quiet = np.flatnonzero(found == length)
-            if not len(quiet):
-                break
-            rung = self._statistic(streams[quiet, end - self._window : end]) >= knob
-            found[quiet[rung]] = end
-        return found
+        if self._known is None or self._known[0] is not streams:  # the statistic does not depend on the knob
+            ends = np.arange(self._window, streams.shape[1] + 1, self._step)
+            values = np.stack([self._statistic(streams[:, end - self._window : end]) for end in ends], 1)
+            self._known = streams, ends, values
+        _, ends, values = self._known
+        rung = values >= knob
+        return np.where(rung.any(1), ends[rung.argmax(1)], streams.shape[1])
 
 
 class EveryNth:
@@ -70,7 +69,7 @@ class EveryNth:
 
     def rings(self, streams: DoubleArray, knob: float) -> Int64Array:
         """At a moment of its own in each stream."""
-        first = np.random.default_rng(0).integers(1, 2 * int(knob), len(streams))
+        first = np.random.default_rng(0).integers(1, int(knob) + 1, len(streams))
         return np.minimum(first, streams.shape[1])
 
 

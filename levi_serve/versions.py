@@ -112,8 +112,8 @@ def load(
         encoder = Encoder(manifest, tokenizer, encoder_graph, unknown)
     else:
         graph = kind(folder / "model.onnx", PairReader.tensors(manifest), rating_tensors(manifest), device, threads)
-    support = manifest.layout.support > 0
-    reference = read_reference(folder, manifest.files[f"{name}/{version}/model.onnx"], manifest.layers, support)
+    graph_digest = manifest.files[f"{name}/{version}/model.onnx"]
+    reference = read_reference(folder, graph_digest, manifest.layers, manifest.layout.support > 0)
     if manifest.score not in reference.names or manifest.score not in ONE_SIDED:
         known = ", ".join(score for score in ONE_SIDED if score in reference.names)
         raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server reports ({known})")
@@ -129,6 +129,18 @@ def load(
         _open_rated(folder, users, items) if users is not None and items is not None else None,
         tuple(read_golden(folder / "golden.jsonl", manifest.layout.width)),
     )
+
+
+def read_version_reference(repository: Path, name: str, version: int) -> Reference:
+    """The monitor's reference of a version, without the rest of it.
+
+    Raises:
+        BundleError: it cannot be used.
+
+    """
+    manifest = read_manifest(repository, name, version)
+    graph = manifest.files[f"{name}/{version}/model.onnx"]
+    return read_reference(repository / name / str(version), graph, manifest.layers, manifest.layout.support > 0)
 
 
 def _given(entity: GoldenEntity) -> Given:

@@ -23,6 +23,8 @@ log = logging.getLogger("levi")
 
 LONGEST = 64 * BLOCK
 """Predictions after which a block ends even if they were of fewer than BLOCK users."""
+_NOTED = 8 * BLOCK
+"""Predictions after which what is only shown is handed over even if the block is not full."""
 _EDGES = np.array(DISAGREEMENT, np.float32)
 
 
@@ -100,7 +102,7 @@ class Monitor:
         watched.spread_sum += float(np.nansum(spreads))
         self._since += n
         watched.seconds += time.perf_counter() - start
-        if len(seen) >= BLOCK or watched.predictions >= BLOCK:
+        if len(seen) >= BLOCK or watched.predictions >= _NOTED:
             self.settle()
 
     def settle(self) -> None:

@@ -25,7 +25,7 @@ from tests.serving.toy import MOVIES, USERS, Toy, encoder_graph, vouch
 
 from .rules import RULES
 
-FACTOR = 100
+FACTOR = 60
 """How much faster than a clock the rules' windows and waits go by."""
 MANY = {number: {"age": 20 + number % 40, "occupation": "doctor"} for number in range(1000, 1400)}
 USUAL = tuple((user, movie) for user in MANY for movie in (357, 50))

@@ -16,10 +16,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from levi_serve.metrics import Metrics, forget_worker
+from levi_serve.monitor.streams import BLOCK
 from levi_serve.store import Counts
 
 from .conftest import ROOT
 from .running import RunningApp
+from .toy import HEADS
 
 DURATION = "levi_http_request_duration_seconds"
 
@@ -319,8 +321,10 @@ def test_the_environment_does_not_decide(tmp_path: Path) -> None:
 
 def test_documented(app: RunningApp) -> None:
     """docs/operations.md explains each metric, and none that does not exist."""
-    app.get("/predict?user=138&movie=357")
-    app.live.service.monitor.observe_errors(np.ones(1))
+    monitor, known = app.live.service.monitor, np.ones(BLOCK, np.bool_)
+    scores = np.zeros((BLOCK, len(monitor.reference.names)), np.float32)
+    monitor.observe(range(BLOCK), scores, np.ones((BLOCK, HEADS)), known, (known, known))
+    monitor.observe_errors(np.ones(1))
     exposed = set(re.findall(r"^# TYPE (\S+)", app.get("/metrics").text, re.MULTILINE))
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `(levi_[a-z_]+)", text, re.MULTILINE))

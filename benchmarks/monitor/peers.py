@@ -58,7 +58,8 @@ class Windowed:
             self._known = streams, ends, values
         _, ends, values = self._known
         rung = values >= knob
-        return np.where(rung.any(1), ends[rung.argmax(1)], streams.shape[1])
+        first: Int64Array = np.where(rung.any(1), ends[rung.argmax(1)], streams.shape[1])
+        return first
 
 
 class EveryNth:

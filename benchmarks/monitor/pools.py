@@ -122,7 +122,8 @@ class Fitted:
 
     def rating(self, heads: FloatArray) -> FloatArray:
         """As it is answered."""
-        return np.clip(heads @ self.model.weights.numpy(), *self.bounds)
+        clipped: FloatArray = np.clip(heads @ self.model.weights.numpy(), *self.bounds)
+        return clipped
 
     def with_components(self, side: int, change: Callable[[Tensor], Tensor]) -> Fitted:
         """The same over other components of one side's views."""

@@ -38,9 +38,8 @@ def wire(user: Entity, item: Entity) -> Wire:
 def answers(wire: Wire, *pairs: GivenPair, state: tuple[Int8Array, Int8Array] | None = None) -> list[dict[str, object]]:
     """Some answers; users are new."""
     n = len(pairs)
-    scores = Scores(
-        np.full(n, 0.5), np.full((n, 2), [0.4, 0.6]), np.full(n, 0.1), np.full(n, 0.2), np.ones(n, np.bool_)
-    )
+    heads, watched = np.full((n, 2), [0.4, 0.6]), np.zeros((n, 4), np.float32)
+    scores = Scores(np.full(n, 0.5), heads, np.full(n, 0.1), np.full(n, 0.2), np.ones(n, np.bool_), watched)
     trained = np.zeros(n, np.bool_), np.ones(n, np.bool_)
     return [json.loads(answer) for answer in wire.answers(pairs, scores, trained, state)]
 

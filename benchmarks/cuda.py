@@ -91,9 +91,8 @@ class Cuda(Command):
                 "new items": encoded,
             }
         reader = PairReader(version.manifest, version.tokenizer)
-        pairs = [GivenPair(users.id(int(u)), items.id(int(i))) for u, i in zip(user, item, strict=True)]
-        sides = TableStore(users, items).at_hand([pair.user for pair in pairs], [pair.item for pair in pairs])
-        assert sides is not None
+        ids = [users.id(int(u)) for u in user], [items.id(int(i)) for i in item]
+        sides, pairs = TableStore(users, items).at_hand(*ids), list(map(GivenPair, *ids))
         feeds = reader.feeds(reader.read(pairs, sides, range(size)))
         return {"sentences": lambda: version.predictor.score(feeds).rating}
 

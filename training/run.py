@@ -23,7 +23,7 @@ from training.adapt import adapt, adapted_backbone
 from training.backbones import Backbone, load_backbone
 from training.checkpoint import load_model, save_model, write_json
 from training.datasets import load
-from training.datasets.dataset import Dataset
+from training.datasets.dataset import Dataset, with_item_text
 from training.errors import UsageError
 from training.features import Prepared, prepare
 from training.fit import Fitter, Fold, Views, head_weights, new_model
@@ -197,7 +197,7 @@ def open_run(folder: Path, cache: Path, device: Device, data: Path | None = None
 
 def _load(options: Options, data: Path | None) -> tuple[Dataset, str, Split]:
     """The dataset, sampled if that was asked for; the hash of the whole one; the split."""
-    dataset = load(options.dataset, data)
+    dataset = with_item_text(load(options.dataset, data), options.item_text)
     parts, digest = split(dataset, options.seed), data_hash(dataset)
     if options.sample is not None:
         dataset, parts = sampled(dataset, parts, options.sample, options.seed)

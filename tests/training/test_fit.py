@@ -494,3 +494,25 @@ def test_mixed_seeds() -> None:
     assert len(seeds) == 400
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert BEST.endswith(".safetensors")
+
+
+def test_trial(fitter: Fitter, fold: Fold) -> None:
+    """After the trial only the best rate goes on, and ends where it would have ended without the others."""
+    tried = changed(fitter, "trial", learning_rate=(1e-7, 1e-2, 1e-6), trial=1)
+    fitted = run(tried, fold)
+    assert fitted.learning_rate == 1e-2
+    assert same(fitted, run(changed(fitter, "one", learning_rate=(1e-2,)), fold))
+    steps = {}
+    for name in ("1e-07", "0.01", "1e-06"):
+        model = Levi(fitter.problem.prepared.shape)
+        file = tried.folder / f"rate-{name}-fold-0" / "checkpoint.safetensors"
+        steps[name] = load_checkpoint(file, model, torch.optim.AdamW(model.parameters())).step
+    assert steps == {"1e-07": STEPS, "0.01": 3 * STEPS, "1e-06": STEPS}
+
+
+def test_accumulation(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step in parts of unequal size is the step in one piece, when nothing is drawn."""
+    monkeypatch.setattr(module, "hide", lambda ids, _: ids)
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_: x)
+    curves = [run(changed(fitter, str(n), accumulate=n, epochs=1), fold).curve for n in (1, 3)]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)

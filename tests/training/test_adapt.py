@@ -169,7 +169,8 @@ def test_levi_over_an_adapted_backbone(options: Options, cache: Path, tmp_path: 
     run = open_run(tmp_path / "run", cache, "cpu")
     assert run.backbone is not None
     assert run.record.adapted_hash == run.backbone.fingerprint != run.record.backbone_hash
-    assert (export(run, tmp_path / "repository", "levi", 20) / "model.onnx").exists()
+    if how == "ht":
+        assert (export(run, tmp_path / "repository", "levi", 20) / "model.onnx").exists()
     weights = tmp_path / "run" / "adapted" / BACKBONE / "config.json"
     weights.write_text(weights.read_text() + " ")
     with pytest.raises(Exception, match="the adapted backbone changed since the fit"):
@@ -178,7 +179,7 @@ def test_levi_over_an_adapted_backbone(options: Options, cache: Path, tmp_path: 
 
 @pytest.mark.parametrize("variant", ["heads-only", "batch-ensemble", "multi-head"])
 def test_variants(options: Options, cache: Path, tmp_path: Path, variant: str) -> None:
-    """Each variant is fitted, opened and, where it has views, exported with parity."""
+    """Each variant is fitted and opened; one with other rows, and one with other weights, is exported with parity."""
     views = "none" if variant == "multi-head" else "entity"
     fit(options.model_copy(update={"variant": variant, "views": views}), tmp_path / "run", cache, "cpu")
     run = open_run(tmp_path / "run", cache, "cpu")

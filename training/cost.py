@@ -16,6 +16,8 @@ from training.features import sentences
 from training.run import Run
 
 REPEATS = 5
+SCRATCH = frozenset({"ids", "categories", "tower", "tower_bias", "product", "heads_z"})
+"""Parts of the parameters' names that belong to the scratch tower: without one they are there and not used."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,11 @@ def of_levi(run: Run, adapted: int) -> Cost:
         used = _size(run.backbone.encoder)
     device = run.model.center.device
     batch = run.prepared.features.batch(torch.zeros(1, dtype=torch.int64, device=device), run.ids)
-    size = sum(p.numel() for p in run.model.parameters())
+    size = sum(
+        p.numel()
+        for name, p in run.model.named_parameters()
+        if run.model.shape.scratch or not SCRATCH & {*name.split(".")}
+    )
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         run.model(batch)
     with torch.inference_mode():

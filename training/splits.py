@@ -99,7 +99,7 @@ def genre_folds(dataset: Dataset, train: Int64Array) -> Iterator[tuple[str, Int6
     shift or one of the two would be empty.
     """
     if dataset.shift is None or isinstance(dataset.shift, GivenShift):
-        raise DataError(f"{dataset.name} has no shift by an item's values that could be held out; use item folds")
+        raise DataError(f"{dataset.name} has no shift whose values could be held out; use item folds")
     rows, values = _values(dataset.items[dataset.shift.attribute])
     for value in sorted(dataset.shift.id_values):
         having = np.zeros(len(dataset.items), bool)

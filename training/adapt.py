@@ -38,7 +38,7 @@ from training.splits import Split
 from training.views import batches_by_length, compute_views
 
 ADAPTED, BACKBONE, HEAD, STAGES = "adapted.json", "backbone", "head.safetensors", "adapting"
-LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
+LORA_RANK, LORA_ALPHA = 8, 16
 """Rank and scale of LoRA; its targets, query and value of every block, are peft's choice for the architecture."""
 
 
@@ -188,7 +188,10 @@ class Sentences:
         if self.how == "lp":
             return None
         if self.how == "fs":
-            encoder = AutoModelForTextEncoding.from_config(self.backbone.encoder.config, attn_implementation="eager")
+            config = self.backbone.encoder.config
+            encoder: nn.Module = AutoModelForTextEncoding.from_config(  # type: ignore[no-untyped-call]
+                config, attn_implementation="eager"
+            )
         else:
             encoder = copy.deepcopy(self.backbone.encoder)
         if self.how == "lora":
@@ -257,7 +260,7 @@ def _with_lora(encoder: nn.Module, spec: str) -> nn.Module:
     try:
         with warnings.catch_warnings():  # peft asks transformers under an old name
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            adapted: nn.Module = peft.get_peft_model(encoder, peft.LoraConfig(**LORA))
+            adapted: nn.Module = peft.get_peft_model(encoder, peft.LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA))
     except ValueError as error:
         raise UsageError(f"backbone {spec}: peft knows no LoRA targets for it ({error}); use --adapt ht") from None
     return adapted

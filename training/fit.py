@@ -153,6 +153,7 @@ class Fitter:
         if recipe.select == "random":
             stage, _ = self._stage(f"rate-{rate:g}-fold-0", folds[0], rate, None)
             load_model(self.folder / f"rate-{rate:g}-fold-0" / BEST, stage.model)
+            self.accelerator.wait_for_everyone()  # the main process removes the file when it has finished
         else:
             stage, progress = self._stage("refit", Fold(train, None), rate, epochs)
             seconds += progress.seconds
@@ -177,6 +178,7 @@ class Fitter:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=recipe.weight_decay)
         wrapped, accelerated = accelerator.prepare(model, optimizer)
+        accelerator.wait_for_everyone()  # all see the same checkpoint, or none
         checkpoint = folder / "checkpoint.safetensors"
         progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else Progress()
         steps = max(1, len(fold.fitted) // recipe.batch)  # an incomplete last batch waits for the next epoch's order
@@ -210,6 +212,7 @@ class Fitter:
                 if accelerator.is_main_process:
                     save_checkpoint(checkpoint, model, optimizer, progress)
                 saved = now
+        accelerator.wait_for_everyone()  # until the main process has written what it keeps
         return stage, progress
 
     def _batches(self, fitted: Tensor, steps: int, first: int, last: int) -> Iterator[tuple[int, Tensor]]:

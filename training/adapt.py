@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from training.splits import Split
 from training.views import batches_by_length, compute_views
 
 ADAPTED, BACKBONE, HEAD, STAGES = "adapted.json", "backbone", "head.safetensors", "adapting"
-LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
+LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
 """Rank and scale of LoRA; its targets, query and value of every block, are peft's choice for the architecture."""
 
 
@@ -188,7 +188,8 @@ class Sentences:
         if self.how == "lp":
             return None
         if self.how == "fs":
-            encoder = AutoModelForTextEncoding.from_config(self.backbone.encoder.config, attn_implementation="eager")
+            fresh: Any = AutoModelForTextEncoding
+            encoder: nn.Module = fresh.from_config(self.backbone.encoder.config, attn_implementation="eager")
         else:
             encoder = copy.deepcopy(self.backbone.encoder)
         if self.how == "lora":

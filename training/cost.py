@@ -81,7 +81,7 @@ def _encoding(backbone: Backbone, tokens: Sequence[list[list[int]]]) -> tuple[in
         with FlopCounterMode(display=False) as counted:
             pooled(backbone.encoder, ids, mask)
         flops += counted.get_total_flops()
-        ms += _ms(lambda ids=ids, mask=mask: pooled(backbone.encoder, ids, mask))  # type: ignore[misc]
+        ms += _ms(lambda ids=ids, mask=mask: pooled(backbone.encoder, ids, mask))
     return flops, ms
 
 

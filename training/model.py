@@ -288,7 +288,7 @@ class Levi(nn.Module):
         widths = [layout.tower, layout.heads, layout.factors, layout.bias, layout.support]
         tower_u, heads_u, factors_u, bias_u, _ = torch.split(user, widths, dim=1)
         tower_i, heads_i, factors_i, bias_i, _ = torch.split(item, widths, dim=1)
-        hidden = self.heads_bias  # [n × hidden]
+        hidden: Tensor = self.heads_bias  # [n × hidden]
         if self.shape.scratch:
             first = tower_u + tower_i + self.tower_bias
             if self.product is not None:

@@ -119,8 +119,9 @@ def _outcome(lab: Lab, method: str) -> Outcome:
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, rating=outcome.rating, heads=heads, cost=np.array(cost))
     stored = np.load(path)
-    heads = stored["heads"] if stored["heads"].size else None
-    return Outcome(stored["rating"], heads, Cost(**json.loads(str(stored["cost"]))))
+    return Outcome(
+        stored["rating"], stored["heads"] if stored["heads"].size else None, Cost(**json.loads(str(stored["cost"])))
+    )
 
 
 def _found(lab: Lab, outcome: Outcome) -> Found:
@@ -145,7 +146,7 @@ def paired(ours: list[Found], theirs: list[Found], part: str) -> tuple[float, fl
     both = [np.concatenate([f.errors(getattr(f.parts, part)) for f in found]) for found in (ours, theirs)]
     _, cluster = np.unique(item, return_inverse=True)
     count = np.bincount(cluster)
-    totals = [np.bincount(cluster, error) for error in both]
+    totals = [np.bincount(cluster, error).astype(np.float64) for error in both]
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(RESAMPLES):

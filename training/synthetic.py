@@ -106,12 +106,12 @@ def fit(model: nn.Module, data: Points, seed: int) -> None:
     torch.manual_seed(seed)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=RATE)
     for _ in range(EPOCHS):
-        for rows in torch.randperm(COUNT).split(BATCH):
+        for rows in torch.split(torch.randperm(COUNT), BATCH):
             logits = model(data.x[rows])
             target = data.y[rows].unsqueeze(1).expand_as(logits)
             loss = nn.functional.binary_cross_entropy_with_logits(logits, target)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -188,10 +188,8 @@ class Sentences:
         if self.how == "lp":
             return None
         if self.how == "fs":
-            config = self.backbone.encoder.config
-            encoder: nn.Module = AutoModelForTextEncoding.from_config(  # type: ignore[no-untyped-call]
-                config, attn_implementation="eager"
-            )
+            fresh: Any = AutoModelForTextEncoding
+            encoder: nn.Module = fresh.from_config(self.backbone.encoder.config, attn_implementation="eager")
         else:
             encoder = copy.deepcopy(self.backbone.encoder)
         if self.how == "lora":

@@ -146,7 +146,7 @@ def paired(ours: list[Found], theirs: list[Found], part: str) -> tuple[float, fl
     both = [np.concatenate([f.errors(getattr(f.parts, part)) for f in found]) for found in (ours, theirs)]
     _, cluster = np.unique(item, return_inverse=True)
     count = np.bincount(cluster)
-    totals: list[Ratings] = [np.bincount(cluster, error).astype(np.float64) for error in both]
+    totals = [np.bincount(cluster, error).astype(np.float64) for error in both]
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(RESAMPLES):

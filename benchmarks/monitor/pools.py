@@ -151,10 +151,11 @@ def without_items(run: Run, cache: Path) -> tuple[Fitted, Int64Array]:
     prepared = prepare(dataset, fitted_rows, run.backbone, "entity", SIZES[options.size], cache, accelerate.device)
     with tempfile.TemporaryDirectory() as folder:
         fold = Fold(torch.from_numpy(fitted_rows), torch.from_numpy(kept))
-        found = Fitter(Views(prepared), options, run.bounds, accelerate, Path(folder)).fit(fold.fitted, [fold]).stage
-    assert isinstance(found, ViewStage)
+        found = Fitter(Views(prepared), options, run.bounds, accelerate, Path(folder)).fit(fold.fitted, [fold])
     others = run.split.test[left_out[dataset.ratings.item[run.split.test]]]
-    return Fitted(dataset, found.model, prepared.features, found.ids, run.bounds), np.concatenate([held, others])
+    assert isinstance(found.stage, ViewStage)
+    model, ids = found.stage.model, found.stage.ids
+    return Fitted(dataset, model, prepared.features, ids, run.bounds), np.concatenate([held, others])
 
 
 def corrupted(run: Run, cache: Path, seed: int) -> Fitted:

@@ -80,10 +80,10 @@ def export(run: Run, repository: Path, name: str, parity_pairs: int, precision: 
         _write_rows(run, tables, staged[name])
         _write_rated(run, staged[name])
         off = _write_golden(run, reference, exported, tables, staged[name] / "golden.jsonl")
+        effect = _effect(run, exported, off)
         digest = sha256(staged[name] / "model.onnx")
         write_reference(staged[name], calibrate(run, exported, tables, digest))
         run.tokenizer.save(staged[name] / "tokenizer.json")
-        effect = _effect(run, exported, off)
         metrics |= {**_rounding(run, tables), **effect, "graph_bytes": sum(path.stat().st_size for path in paths)}
         manifest = _manifest(run, name, version, staged, metrics, precision)
         write_json(staged[name] / NAME, manifest.model_dump(mode="json", by_alias=True))

@@ -25,8 +25,6 @@ log = logging.getLogger("levi")
 
 LONGEST = 64 * BLOCK
 """Predictions after which a block ends even if they were of fewer than BLOCK users."""
-_HELD = BLOCK
-"""Predictions that are taken in together: by themselves a few cost nearly as much as all of these."""
 _NOTED = 8 * BLOCK
 """Predictions after which what is only shown is handed over even if the block is not full."""
 _EDGES = np.array(DISAGREEMENT, np.float32)
@@ -96,7 +94,8 @@ class Monitor:
         with self._lock:
             self._held.append(_Batch(users, scores, heads, usable, *trained))
             self._waiting += len(users)
-            if self._waiting >= _HELD:
+            # A few predictions by themselves cost nearly as much as a block: they wait until they may complete it.
+            if self._waiting >= BLOCK - len(self._seen):
                 self._take_in()
                 if len(self._seen) >= BLOCK or self._watched.predictions >= _NOTED:
                     self._hand_over()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,7 +15,6 @@ from fastapi.openapi.utils import get_openapi
 
 from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.keys import Keys
-from levi_serve.bundle.manifest import BundleError
 from levi_serve.cache import RowCache
 from levi_serve.cores import usable_cores
 from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
@@ -27,13 +27,17 @@ from levi_serve.predictor import PairReader, entity_feeds
 from levi_serve.problems import handle_problems, problem_schemas
 from levi_serve.proof import prove
 from levi_serve.recommend import Recommender
+from levi_serve.repository import Policy
+from levi_serve.rollout import Rollout
 from levi_serve.routes import build_router, methods_by_path
 from levi_serve.routes_recommend import build_recommend_router
+from levi_serve.routes_repository import build_repository_router
 from levi_serve.settings import ServeSettings
 from levi_serve.store import Store, TableStore
-from levi_serve.versions import Version, load, newest
+from levi_serve.versions import Version, load
 from levi_serve.wire import Wire
 from levi_serve.wire_recommend import RecommendWire
+from levi_serve.wishes import Wishes, WishList
 
 log = logging.getLogger("levi")
 
@@ -41,24 +45,34 @@ API_VERSION = "1"
 """Of the HTTP interface, not of the program or the model."""
 
 
-def build_app(settings: ServeSettings, live: Live, metrics: Metrics, replaces: bool = False) -> FastAPI:
+def build_app(
+    settings: ServeSettings, live: Live, metrics: Metrics, replaces: bool = False, shared: Path | None = None
+) -> FastAPI:
     """The application. It starts at once and loads its model meanwhile; one that cannot be used leaves it up, not
     ready, and able to say why. One that `replaces` another while others serve starts when it is ready, or not at all.
+    Workers of one server have a folder that they have `shared`.
     """
+    wishes = WishList(Wishes(stable=settings.stable, canary=settings.canary), shared)
+    policy = Policy.parse(settings.version)
+    rollout = Rollout(
+        live, metrics, settings.model_repo, settings.model, policy, wishes, partial(bring_up, settings, metrics)
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(settings, live, metrics))
+        loading = asyncio.create_task(_first(rollout, live))
         if replaces:
             await loading
             if live.service is None:
                 live.give_up(RunError(live.reason))
+        watching = asyncio.create_task(rollout.run(settings.watch_s))
         yield
-        loading.cancel()
-        with suppress(asyncio.CancelledError):
-            await loading
-        if live.service:
-            await live.service.engine.close()
+        for task in (watching, loading):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await live.close()
+        wishes.close()
 
     app = FastAPI(
         title="LEVI Serve",
@@ -70,28 +84,31 @@ def build_app(settings: ServeSettings, live: Live, metrics: Metrics, replaces: b
     )
     router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
     router.include_router(build_recommend_router(live, settings.max_body_bytes, settings.timeout_ms / 1000))
+    admin = Token(settings.admin_token.get_secret_value()) if settings.admin_token else None
+    router.include_router(build_repository_router(live, rollout, settings.model, admin, settings.max_body_bytes))
     app.include_router(router)
     app.include_router(build_page())
     if settings.token:
-        app.add_middleware(Guard, token=Token(settings.token.get_secret_value()), count=metrics.problem)
+        tokens = [Token(settings.token.get_secret_value()), *([admin] if admin else [])]
+        app.add_middleware(Guard, tokens=tokens, count=metrics.problem)
     app.add_middleware(Observer, live=live, metrics=metrics, access_log=settings.access_log)
     handle_problems(app, methods_by_path(router), metrics.problem)
+    app.state.rollout = rollout
     app.openapi = lambda: _openapi(app, live, settings.token is not None)  # type: ignore[method-assign]
     return app
 
 
-async def bring_up(settings: ServeSettings, metrics: Metrics) -> Service:
-    """The version that the settings name, opened, and proven through its own engine.
+async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, beside: Version | None = None) -> Service:
+    """A version, opened beside the one in service, and proven through its own engine.
 
     Raises:
         BundleError: it cannot be used.
         DeviceError: the device is not there.
 
     """
-    number = newest(settings.model_repo, settings.model) if settings.version == "latest" else settings.version
     threads = settings.threads or max(1, usable_cores() // settings.workers)
     version = await asyncio.to_thread(
-        load, settings.model_repo, settings.model, number, settings.device, threads, settings.remote_only
+        load, settings.model_repo, settings.model, number, settings.device, threads, settings.remote_only, beside
     )
     wire = Wire(version.manifest, version.examples[0], settings.max_pairs)
     lists = RecommendWire(version.manifest, version.examples[0], settings.max_k, settings.max_pairs)
@@ -115,7 +132,7 @@ async def _store(version: Version, settings: ServeSettings, metrics: Metrics) ->
 
     remote = Remote(settings.redis, settings.redis_timeout_ms / 1000, metrics.redis_call)
     await remote.start()
-    metrics.watch_redis(
+    remote.closed = metrics.watch_redis(
         lambda: {"call": remote.failures, "write": remote.write_failures, "dropped": remote.writes_dropped},
         lambda: remote.available,
     )
@@ -140,23 +157,13 @@ def _engine(version: Version, store: Store, wire: Wire, settings: ServeSettings,
     return PairEngine(store, wire, limits, metrics, version.predictor, reader, version.unknown)
 
 
-async def _load(settings: ServeSettings, live: Live, metrics: Metrics) -> None:
-    start = time.perf_counter()
+async def _first(rollout: Rollout, live: Live) -> None:
+    """The first look: whatever happens leaves the server up and able to say why it is not ready."""
     try:
-        service = await bring_up(settings, metrics)
-    except BundleError as error:
-        live.fail(str(error))
-        log.error("not ready: %s", error)  # noqa: TRY400 - the message is all there is to know
-    except RunError as error:  # a device that is not there, a Redis that refuses: no version would do better
-        live.give_up(error)
+        await rollout.step(at_once=True)
     except Exception as error:
         live.fail(f"loading the model failed: {error}")
         log.exception("not ready")
-    else:
-        live.start(service)
-        took = time.perf_counter() - start
-        manifest = service.version.manifest
-        log.info("ready: %s/%d, loaded in %.1f s", manifest.name, manifest.version, took)
 
 
 def _openapi(app: FastAPI, live: Live, guarded: bool) -> dict[str, Any]:

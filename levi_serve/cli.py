@@ -67,9 +67,11 @@ class Validate(ModelSettings):
     async def _proven(self) -> Service:
         from levi_serve.app import bring_up
         from levi_serve.metrics import Metrics
+        from levi_serve.versions import newest
 
-        service = await bring_up(Serve(_cli_parse_args=False, **self.model_dump()), Metrics())
-        await service.engine.close()
+        number = newest(self.model_repo, self.model) if self.version == "latest" else self.version
+        service = await bring_up(Serve(_cli_parse_args=False, **self.model_dump()), Metrics(), number)
+        await service.close()
         return service
 
 

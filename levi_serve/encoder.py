@@ -65,6 +65,10 @@ class Encoder:
         (rows,) = self._graph.run(dict(zip(ENCODER, feeds, strict=True)))
         return list(rows.astype(STORED))
 
+    def close(self) -> None:
+        """Let go of the graph."""
+        self._graph.close()
+
     def _codes(self, side: int, attributes: Attributes) -> Int64Array:
         return pad_codes(encode(self._schema.entities[side], self._vocabulary[side], [attributes]), self._columns)
 

@@ -83,6 +83,7 @@ class Engine(ABC):
         self._metrics = metrics
         self._count_lookups = metrics.count_lookups()
         self._threads: list[ThreadPoolExecutor] = []
+        self._unwatch: list[Callable[[], None]] = []
         self._lanes: list[Batcher[Any, Any]] = []
         """In the order in which a request passes them, so that closing one after the other answers all of it."""
 
@@ -121,6 +122,9 @@ class Engine(ABC):
             await lane.close()
         for threads in self._threads:
             threads.shutdown()
+        for end in self._unwatch:
+            end()
+        self._unwatch.clear()
         await self._store.close()
 
     def _lane(
@@ -134,7 +138,7 @@ class Engine(ABC):
         """A batcher whose queue and runs are in the metrics."""
         observe = self._metrics.observe_batches(name)
         lane = Batcher[Any, Any](run, queue, max_queue or self._limits.max_queue, observe, permits)
-        self._metrics.watch_queue(name, lambda: lane.waiting)
+        self._unwatch.append(self._metrics.watch_queue(name, lambda: lane.waiting))
         self._lanes.append(lane)
         return lane
 

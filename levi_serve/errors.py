@@ -9,6 +9,9 @@ ServeError
 ├── OverloadedError      too much is waiting already
 ├── DeadlineError        the answer would come too late
 ├── NotReadyError        no model is in service
+├── UnknownVersionError  a version is not loaded
+├── UnusableVersionError a version cannot be loaded, or not as wished
+├── LastVersionError     without this version nothing would be in service
 └── ModelOutputError     the model ran and gave no usable number
 """
 
@@ -92,6 +95,31 @@ class DeadlineError(ServeError):
 
 class NotReadyError(ServeError):
     """No model is in service; the message says why."""
+
+
+class UnknownVersionError(ServeError):
+    """A version is not loaded."""
+
+    def __init__(self, number: int, loaded: Sequence[int]) -> None:
+        """Say what is."""
+        there = ", ".join(map(str, sorted(loaded))) or "none"
+        super().__init__(f"version {number} is not loaded; loaded: {there}")
+
+
+class UnusableVersionError(ServeError):
+    """A version cannot be loaded, or not as wished."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        """`reason` says why."""
+        super().__init__(f"version {number} is not served: {reason}")
+
+
+class LastVersionError(ServeError):
+    """Without this version nothing would be in service."""
+
+    def __init__(self, number: int) -> None:
+        """Say what to do."""
+        super().__init__(f"version {number} is the only one that can be served; load another first")
 
 
 class ModelOutputError(ServeError):

@@ -89,6 +89,10 @@ class Predictor:
         shown.round(DECIMALS, out=shown)
         return Scores(shown[:, n], shown[:, :n], shown[:, n + 1], shown[:, n + 2], usable)
 
+    def close(self) -> None:
+        """Let go of the graph."""
+        self._graph.close()
+
 
 def entity_tensors(manifest: Manifest) -> list[Tensor]:
     """Inputs of the `levi` graph of entity views: each entity's row already holds what the backbone says of it."""

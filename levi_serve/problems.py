@@ -14,13 +14,16 @@ from levi_serve.errors import (
     Complaint,
     DeadlineError,
     InvalidRequestError,
+    LastVersionError,
     MalformedJsonError,
     ModelOutputError,
     NotReadyError,
     OverloadedError,
     ServeError,
     UnavailableError,
+    UnknownVersionError,
     UnsupportedError,
+    UnusableVersionError,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -59,6 +62,9 @@ _DOMAIN: dict[type[Exception], tuple[int, str]] = {
     UnavailableError: (503, "row-unavailable"),
     UnsupportedError: (409, "unsupported"),
     NotReadyError: (503, "not-ready"),
+    UnknownVersionError: (404, "unknown-version"),
+    UnusableVersionError: (409, "unusable-version"),
+    LastVersionError: (409, "last-version"),
     ModelOutputError: (500, "model-output"),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from levi_serve.bundle.scores import SCORE
 from levi_serve.bundle.tokens import Tokenizer
 from levi_serve.encoder import Encoder, encoder_tensors
 from levi_serve.predictor import GivenPair, PairReader, Predictor, entity_tensors, rating_tensors
+from levi_serve.repository import numbers
 from levi_serve.store import Given
 
-_NUMBER = re.compile(r"[1-9][0-9]*")
 _TABLE = ("ids.npy", "rows.npy", "trained.npy", "attributes.jsonl", "offsets.npy")
 _FILES = (
     "model.onnx",
@@ -57,6 +56,12 @@ class Version:
         """The pairs of its golden examples."""
         return [GivenPair(_given(example.user), _given(example.item)) for example in self.golden]
 
+    def close(self) -> None:
+        """Let go of the graphs."""
+        self.predictor.close()
+        if self.encoder is not None:
+            self.encoder.close()
+
 
 def newest(repository: Path, name: str) -> int:
     """The highest version number; folders that are no plain positive integer are not versions.
@@ -65,20 +70,22 @@ def newest(repository: Path, name: str) -> int:
         BundleError: there is none.
 
     """
-    folder = repository / name
-    try:
-        numbers = [int(entry.name) for entry in folder.iterdir() if _NUMBER.fullmatch(entry.name) and entry.is_dir()]
-    except OSError as error:
-        raise BundleError(f"{folder}: {error.strerror}; there is no model to serve") from None
-    if not numbers:
-        raise BundleError(f"{folder}: holds no version; versions are folders named 1, 2, 3, …")
-    return max(numbers)
+    if found := numbers(repository, name):
+        return found[0]
+    raise BundleError(f"{repository / name}: holds no version; versions are folders named 1, 2, 3, …")
 
 
 def load(
-    repository: Path, name: str, version: int, device: Device, threads: int, elsewhere: Sequence[str] = ()
+    repository: Path,
+    name: str,
+    version: int,
+    device: Device,
+    threads: int,
+    elsewhere: Sequence[str] = (),
+    beside: Version | None = None,
 ) -> Version:
-    """Verify a version's files and open them, but for the tables of entities whose rows are kept `elsewhere`.
+    """Verify a version's files and open them, but for the tables of entities whose rows are kept `elsewhere`. What is
+    the same in the version `beside` which it is to be served is not opened again.
 
     Raises:
         BundleError: the version cannot be used, or has no such entities; the message names the file.
@@ -97,7 +104,8 @@ def load(
     users, items = (
         None if entity in elsewhere else _open_table(folder, f"{entity}s", manifest.layout.width) for entity in names
     )
-    tokenizer = _open_tokenizer(folder / "tokenizer.json", manifest)
+    # Reading a tokenizer holds the interpreter for 20 ms, in which nobody is answered.
+    tokenizer = _same_tokenizer(manifest, beside) or _open_tokenizer(folder / "tokenizer.json", manifest)
     encoder = None
     if manifest.views == "entity":
         # Two rows and a few small products: a second thread would cost more than it does.
@@ -169,6 +177,13 @@ def _unknown_rows(path: Path, width: int) -> HalfArray:
     if rows.dtype != STORED or rows.shape != (2, width):
         raise BundleError(f"{path}: is {rows.dtype} {list(rows.shape)}, expected float16 [2, {width}]")
     return rows
+
+
+def _same_tokenizer(manifest: Manifest, beside: Version | None) -> Tokenizer | None:
+    if beside is None or beside.manifest.tokenizer != manifest.tokenizer:
+        return None
+    digests = {m.files[f"{m.name}/{m.version}/tokenizer.json"] for m in (manifest, beside.manifest)}
+    return beside.tokenizer if len(digests) == 1 else None
 
 
 def _open_tokenizer(path: Path, manifest: Manifest) -> Tokenizer:

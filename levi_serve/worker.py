@@ -28,15 +28,17 @@ def serve(
     metrics: Metrics,
     lifeline: int | None = None,
     replaces: bool = False,
+    shared: Path | None = None,
 ) -> None:
-    """Until a signal comes, or the `lifeline` ends. A process that `replaces` another listens when it is ready.
+    """Until a signal comes, or the `lifeline` ends. A process that `replaces` another listens when it is ready; several
+    have a `shared` folder.
 
     Raises:
         RunError: no model can ever be served here.
 
     """
     live = Live(metrics)
-    app = build_app(settings, live, metrics, replaces)
+    app = build_app(settings, live, metrics, replaces, shared)
     express = settings.token is None and not settings.access_log  # the lane knows neither
     lane = partial(Lane, live=live, metrics=metrics, timeout_s=settings.timeout_ms / 1000)
     Server(app, live, lane if express else Protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)
@@ -54,7 +56,7 @@ def main() -> int:
     metrics = Metrics(shared, order["worker"])
     listener = socket.socket(fileno=order["socket"])
     try:
-        serve(settings, listener, metrics, sys.stdin.fileno(), order["replaces"])
+        serve(settings, listener, metrics, sys.stdin.fileno(), order["replaces"], shared)
     except (RunError, OSError, MemoryError) as error:
         print(error, flush=True)
         return 1

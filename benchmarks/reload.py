@@ -64,9 +64,7 @@ class Reload(Command):
         machine = f"{os.cpu_count()} cores, Python {sys.version.split()[0]}"
         date = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.out, {"command": command, "date": date, "machine": machine, **facts})
-        print(
-            "| requests | steady p50, p99 | in a swap p50, p99 | failed | mixed | memory after first, last reload |"
-        )
+        print("| requests | steady p50, p99 | in a swap p50, p99 | failed | mixed | memory after first, last reload |")
         print("|---|---|---|---|---|---|")
         steady, swap, memory = facts["steady_ms"], facts["swap_ms"], facts["memory_mib"]
         print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from fastapi.openapi.utils import get_openapi
 from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.keys import Keys
 from levi_serve.cache import RowCache
-from levi_serve.cores import usable_cores
+from levi_serve.cores import lower_priority, usable_cores
 from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
 from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
@@ -30,6 +31,7 @@ from levi_serve.recommend import Recommender
 from levi_serve.repository import Policy
 from levi_serve.rollout import Rollout
 from levi_serve.routes import build_router, methods_by_path
+from levi_serve.routes_inference import build_inference_router
 from levi_serve.routes_recommend import build_recommend_router
 from levi_serve.routes_repository import build_repository_router
 from levi_serve.settings import ServeSettings
@@ -85,6 +87,11 @@ def build_app(
     router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
     router.include_router(build_recommend_router(live, settings.max_body_bytes, settings.timeout_ms / 1000))
     admin = Token(settings.admin_token.get_secret_value()) if settings.admin_token else None
+    router.include_router(
+        build_inference_router(
+            live, settings.model, settings.max_body_bytes, settings.max_pairs, settings.timeout_ms / 1000
+        )
+    )
     router.include_router(build_repository_router(live, rollout, settings.model, admin, settings.max_body_bytes))
     app.include_router(router)
     app.include_router(build_page())
@@ -98,7 +105,7 @@ def build_app(
     return app
 
 
-async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, beside: Version | None = None) -> Service:
+async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, beside: Service | None = None) -> Service:
     """A version, opened beside the one in service, and proven through its own engine.
 
     Raises:
@@ -106,18 +113,27 @@ async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, besid
         DeviceError: the device is not there.
 
     """
-    threads = settings.threads or max(1, usable_cores() // settings.workers)
-    version = await asyncio.to_thread(
-        load, settings.model_repo, settings.model, number, settings.device, threads, settings.remote_only, beside
-    )
-    wire = Wire(version.manifest, version.examples[0], settings.max_pairs)
-    lists = RecommendWire(version.manifest, version.examples[0], settings.max_k, settings.max_pairs)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=lower_priority)
+    opening = asyncio.get_running_loop().run_in_executor(thread, _open, settings, number, beside)
+    thread.shutdown(wait=False)
+    version, wire, lists = await opening
     engine = _engine(version, await _store(version, settings, metrics), wire, settings, metrics)
     try:
         return Service(version, engine, wire, lists, await prove(version, engine))
     except BaseException:
         await engine.close()
         raise
+
+
+def _open(settings: ServeSettings, number: int, beside: Service | None) -> tuple[Version, Wire, RecommendWire]:
+    """A version's parts that take time. Types of the same schema are not made again."""
+    threads = settings.threads or max(1, usable_cores() // settings.workers)
+    repository, old = settings.model_repo, beside.version if beside else None
+    version = load(repository, settings.model, number, settings.device, threads, settings.remote_only, old)
+    told = version.manifest, version.examples[0]
+    wire = (beside and beside.wire.again(*told)) or Wire(*told, settings.max_pairs)
+    lists = (beside and beside.lists.again(*told)) or RecommendWire(*told, settings.max_k, settings.max_pairs)
+    return version, wire, lists
 
 
 async def _store(version: Version, settings: ServeSettings, metrics: Metrics) -> Store:

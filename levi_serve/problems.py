@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
@@ -100,6 +101,9 @@ def handle_problems(app: FastAPI, methods: Mapping[str, str], count: Callable[[s
             headers["Allow"] = methods.get(request.url.path, headers["Allow"])
         if isinstance(error, OverloadedError):
             headers["Retry-After"] = str(error.retry_after)
+        if request.url.path.startswith("/v2"):  # where clients of the Open Inference Protocol look for the reason
+            content = {**problem.model_dump(mode="json"), "error": problem.detail}
+            return JSONResponse(content, problem.status, headers, media_type=MEDIA_TYPE)
         return problem_response(problem, headers)
 
     for kind in (ServeError, ProblemError, HTTPException):

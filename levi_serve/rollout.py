@@ -22,7 +22,6 @@ from levi_serve.errors import LastVersionError, UnknownVersionError, UnusableVer
 from levi_serve.live import Label, Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.repository import Look, Policy, look, numbers
-from levi_serve.versions import Version
 from levi_serve.wishes import WishList
 
 log = logging.getLogger("levi")
@@ -51,7 +50,7 @@ class Rollout:
         name: str,
         policy: Policy,
         wishes: WishList,
-        bring_up: Callable[[int, Version | None], Awaitable[Service]],
+        bring_up: Callable[[int, Service | None], Awaitable[Service]],
     ) -> None:
         """`bring_up` opens and proves one version, beside the one that is being served."""
         self._live = live
@@ -198,7 +197,7 @@ class Rollout:
         live, start = self._live, time.perf_counter()
         again = math.inf
         try:
-            service = await self._bring_up(number, live.service.version if live.service else None)
+            service = await self._bring_up(number, live.service)
             now = await asyncio.to_thread(look, self._repository, self._name, number)
             if now != seen:
                 await service.close()

@@ -117,14 +117,14 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
     return router
 
 
-async def ready(live: Live) -> None:
-    """Have the model answer.
+async def ready(live: Live, service: Service | None = None) -> None:
+    """Have the stable version, or this one, answer.
 
     Raises:
         NotReadyError: it does not, or the server is about to end.
 
     """
-    with live.current() as service:
+    with service or live.current() as service:
         if live.status != "ready":
             raise NotReadyError(live.reason)
         try:

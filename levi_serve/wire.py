@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from copy import copy
+from typing import Annotated, Any, Self
 
 import numpy as np
 import orjson
@@ -56,6 +57,14 @@ class Wire:
         self._answer = TypeAdapter[dict[str, Any]](record("Prediction", {**givens, **answer_fields(manifest)}))
         self._read_ids = [int if entity.id_type == "integer" else bytes.decode for entity in self._entities]
         self._express = re.compile(_express_request(self._entities), re.IGNORECASE)
+
+    def again(self, manifest: Manifest, example: GivenPair) -> Self | None:
+        """The same for another version; None if its types are not the same. Making them takes 20 ms of everybody's."""
+        if (manifest.schema_, manifest.layers) != (self._manifest.schema_, self._manifest.layers):
+            return None
+        other = copy(self)
+        other._manifest, other._example = manifest, example
+        return other
 
     def query(self, query: bytes) -> GivenPair:
         """The pair in a query string.

@@ -124,11 +124,11 @@ async def ready(live: Live, service: Service | None = None) -> None:
         NotReadyError: it does not, or the server is about to end.
 
     """
-    with service or live.current() as service:
+    with service or live.current() as asked:
         if live.status != "ready":
             raise NotReadyError(live.reason)
         try:
-            await service.engine.predict(service.version.examples[:1])
+            await asked.engine.predict(asked.version.examples[:1])
         except OverloadedError:
             pass  # it is at work
         except Exception as error:

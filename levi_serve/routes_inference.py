@@ -79,9 +79,7 @@ class InferenceRequest(BaseModel):
     outputs: list[_Output] | None = Field(None, description="which to answer; unset, all")
 
 
-def build_inference_router(
-    live: Live, name: str, max_body_bytes: int, max_pairs: int, timeout_s: float
-) -> APIRouter:
+def build_inference_router(live: Live, name: str, max_body_bytes: int, max_pairs: int, timeout_s: float) -> APIRouter:
     """These endpoints for the model `name`."""
     router = APIRouter(prefix="/v2")
 
@@ -200,8 +198,8 @@ def _pairs(wish: InferenceRequest, binary: bytes, entities: Sequence[Entity], ma
         size = tensor.parameters.get("binary_data_size")
         if size is None:
             ids = tensor.data or []
-            if ids and isinstance(ids[0], list):
-                ids = [id_ for row in ids if isinstance(row, list) for id_ in row]
+            if ids and isinstance(ids[0], list):  # rows of one; anything else among them is no id
+                ids = [id_ for row in ids for id_ in (row if isinstance(row, list) else [None])]
         else:
             if not isinstance(size, int) or not 0 <= size <= len(binary):
                 raise _wrong(f"inputs.{tensor.name}", "its binary_data_size is more than the body has")

@@ -114,7 +114,7 @@ async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, besid
 
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=lower_priority)
-    opening = asyncio.get_running_loop().run_in_executor(thread, _open, settings, number, beside)
+    opening = asyncio.get_running_loop().run_in_executor(thread, _open, settings, metrics, number, beside)
     thread.shutdown(wait=False)
     version, wire, lists = await opening
     engine = _engine(version, await _store(version, settings, metrics), wire, settings, metrics)
@@ -125,11 +125,30 @@ async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, besid
         raise
 
 
-def _open(settings: ServeSettings, number: int, beside: Service | None) -> tuple[Version, Wire, RecommendWire]:
+def _open(
+    settings: ServeSettings, metrics: Metrics, number: int, beside: Service | None
+) -> tuple[Version, Wire, RecommendWire]:
     """A version's parts that take time. Types of the same schema are not made again."""
     threads = settings.threads or max(1, usable_cores() // settings.workers)
     repository, old = settings.model_repo, beside.version if beside else None
-    version = load(repository, settings.model, number, settings.device, threads, settings.remote_only, old)
+    remote = None
+    if settings.backend == "triton":
+        from levi_serve.backends.triton import TritonGraph  # noqa: PLC0415 - an extra that most servers do without
+
+        remote = partial(
+            TritonGraph, url=settings.triton_url, timeout_s=settings.triton_timeout_ms / 1000, count=metrics.triton
+        )
+    version = load(
+        repository,
+        settings.model,
+        number,
+        settings.device,
+        threads,
+        settings.remote_only,
+        old,
+        remote,
+        settings.triton_fallback,
+    )
     told = version.manifest, version.examples[0]
     wire = (beside and beside.wire.again(*told)) or Wire(*told, settings.max_pairs)
     lists = (beside and beside.lists.again(*told)) or RecommendWire(*told, settings.max_k, settings.max_pairs)

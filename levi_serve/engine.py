@@ -142,9 +142,9 @@ class Engine(ABC):
         self._lanes.append(lane)
         return lane
 
-    def _threaded(self, name: str, work: Callable[[Any], T]) -> Callable[[Any], asyncio.Future[T]]:
-        """`work` in a thread of its own."""
-        thread = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=lower_priority)
+    def _threaded(self, name: str, work: Callable[[Any], T], threads: int = 1) -> Callable[[Any], asyncio.Future[T]]:
+        """`work` in a thread of its own, or several."""
+        thread = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=lower_priority)
         self._threads.append(thread)
 
         def whole(items: Any) -> T:
@@ -205,6 +205,7 @@ class EntityEngine(Engine):
         """One version's parts; without a table of items nothing can be recommended."""
         super().__init__(store, wire, limits, metrics)
         self._predictor = predictor
+        self._elsewhere = self._threaded("score", predictor.score, _PERMITS) if predictor.waits else None
         encode = self._threaded("encode", encoder.rows)
         self._encode: Batcher[NewEntity, HalfArray] = self._lane("encode", encode, Turns(limits.encode_batch))
         self._recommender = recommender
@@ -254,7 +255,8 @@ class EntityEngine(Engine):
 
     async def _run(self, pairs: Sequence[Pair]) -> list[bytes | Exception]:
         users, items = await self._look_up([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-        scores = self._predictor.score(entity_feeds(users.rows, items.rows))
+        feeds = entity_feeds(users.rows, items.rows)
+        scores = self._predictor.score(feeds) if self._elsewhere is None else await self._elsewhere(feeds)
         answers = self._answers(pairs, scores, (users.trained, items.trained), (users.state, items.state))
         for i in np.flatnonzero(users.state | items.state).tolist():
             answers[i] = self._missing(pairs[i], (users.state[i], items.state[i])) or answers[i]

@@ -5,6 +5,7 @@ ServeError
 ├── InvalidRequestError  the request says something that the schema does not allow
 ├── UnknownIdError       an id is not in the catalogue
 ├── UnavailableError     a row cannot be had at the moment
+├── BackendError         what runs the model does not answer
 ├── UnsupportedError     the model, or the tables that are kept here, do not allow it
 ├── OverloadedError      too much is waiting already
 ├── DeadlineError        the answer would come too late
@@ -70,6 +71,10 @@ class UnavailableError(ServeError):
         """Side 0 is the user, 1 the item."""
         self.side = side
         super().__init__(f"the row of id {id_!r} cannot be fetched at the moment; try again")
+
+
+class BackendError(ServeError):
+    """What runs the model does not answer, or not usably; the message says what it is."""
 
 
 class UnsupportedError(ServeError):

@@ -138,6 +138,13 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self._loads = Counter("levi_version_loads", "Versions loaded, or tried to.", ["outcome"], registry=registry)
+        self._triton_failures = Counter("levi_triton_failures", "Calls of Triton that failed.", registry=registry)
+        self._triton_open = Gauge(
+            "levi_triton_breakers_open",
+            "Graphs that Triton is not asked for at the moment, since it failed.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self._left_out = Counter(
             "levi_items_left_out",
             "Items that were not recommended, since the model gave no finite number for them.",
@@ -248,6 +255,11 @@ class Metrics:
             self._serving.set(0)
         self._serving = self._model.labels(model, str(version), views)
         self._serving.set(1)
+
+    def triton(self, failures: int, opened: int) -> None:
+        """Count calls of Triton that failed, and graphs that are left alone."""
+        self._triton_failures.inc(failures)
+        self._triton_open.inc(opened)
 
     def labels(self, stable: int, canary: int | None) -> None:
         """The labels point at these versions."""

@@ -8,7 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from levi_serve.backends.onnx import Graph, Tensor
+from levi_serve.backends.onnx import Tensor
+from levi_serve.backends.runner import Runner
 from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, FloatArray, Int64Array
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.prompt import pair_sentence
@@ -70,9 +71,10 @@ class Scores:
 class Predictor:
     """The `levi` graph and the scores of its ratings. Nothing in it waits: callers decide on threads and batches."""
 
-    def __init__(self, graph: Graph, reference: FloatArray) -> None:
+    def __init__(self, graph: Runner, reference: FloatArray) -> None:
         """`reference` is the sorted in-distribution spread of the heads."""
         self._graph = graph
+        self.waits = graph.waits
         self._reference = reference
 
     def score(self, feeds: dict[str, AnyArray]) -> Scores:

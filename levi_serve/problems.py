@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from levi_serve.errors import (
+    BackendError,
     Complaint,
     DeadlineError,
     InvalidRequestError,
@@ -61,6 +62,7 @@ _DOMAIN: dict[type[Exception], tuple[int, str]] = {
     OverloadedError: (429, OVERLOADED),
     DeadlineError: (504, "deadline"),
     UnavailableError: (503, "row-unavailable"),
+    BackendError: (503, "backend-unavailable"),
     UnsupportedError: (409, "unsupported"),
     NotReadyError: (503, "not-ready"),
     UnknownVersionError: (404, "unknown-version"),

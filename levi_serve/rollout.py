@@ -18,7 +18,7 @@ from pathlib import Path
 
 from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.manifest import BundleError
-from levi_serve.errors import LastVersionError, UnknownVersionError, UnusableVersionError
+from levi_serve.errors import BackendError, LastVersionError, UnknownVersionError, UnusableVersionError
 from levi_serve.live import Label, Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.repository import Look, Policy, look, numbers
@@ -29,6 +29,8 @@ log = logging.getLogger("levi")
 _MISSING = "it is not in the model repository"
 _RETRY_S = 30.0
 """A version whose files are not to blame is tried again so often."""
+_BACKEND_RETRY_S = 1.0
+"""One that the backend does not have yet, or that it cannot run at the moment."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,9 @@ class Rollout:
             self._live.unusable.pop(number, None)
             return True
         self._metrics.loaded(usable=False)
+        known = self._live.unusable.get(number) == reason
         self._live.unusable[number] = reason
-        if self._live.fatal is None:
+        if self._live.fatal is None and not known:
             log.error("%s/%d is not served: %s", self._name, number, reason)
         return False
 
@@ -208,6 +211,8 @@ class Rollout:
             reason, again = str(error), time.monotonic() + _RETRY_S
             if live.service is None:
                 live.give_up(error)
+        except BackendError as error:
+            reason, again = str(error), time.monotonic() + _BACKEND_RETRY_S
         except Exception as error:
             reason, again = f"loading the model failed: {error}", time.monotonic() + _RETRY_S
             log.exception("%s/%d cannot be loaded", self._name, number)

@@ -107,6 +107,20 @@ class ServeSettings(ModelSettings):
         64,
         description="Memory for entity rows that came from Redis or were encoded, at most, in MiB; taken as rows come.",
     )
+    backend: Literal["onnx", "triton"] = Field(
+        "onnx", description="What runs the graphs: ONNX Runtime in this process, or an NVIDIA Triton server."
+    )
+    triton_url: str = Field(
+        "127.0.0.1:8001", min_length=1, description="Host and gRPC port of a Triton that serves the same repository."
+    )
+    triton_timeout_ms: PositiveFloat = Field(
+        1000.0, le=60_000, allow_inf_nan=False, description="A call of Triton may take this long."
+    )
+    triton_fallback: bool = Field(
+        False,
+        description="Run a graph in this process while Triton does not answer, instead of a 503. It then takes the "
+        "memory here as well.",
+    )
     redis: RedisUrl | None = Field(
         None,
         description="Redis that holds entity rows (`levi-serve publish` puts them there) and shares those of new "

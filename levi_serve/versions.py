@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from levi_serve.backends.onnx import Device, Graph
+from levi_serve.backends.onnx import Device, Graph, Tensor
+from levi_serve.backends.runner import Runner
 from levi_serve.bundle import FloatArray
 from levi_serve.bundle.golden import Golden, GoldenEntity, read_golden
 from levi_serve.bundle.manifest import NAME, BundleError, Manifest, read_manifest
@@ -83,15 +84,25 @@ def load(
     threads: int,
     elsewhere: Sequence[str] = (),
     beside: Version | None = None,
+    remote: Callable[..., Runner] | None = None,
+    fallback: bool = False,
 ) -> Version:
     """Verify a version's files and open them, but for the tables of entities whose rows are kept `elsewhere`. What is
-    the same in the version `beside` which it is to be served is not opened again.
+    the same in the version `beside` which it is to be served is not opened again. With `remote`, which opens a graph by
+    its name, version, tensors and fallback, graphs run elsewhere, and here only as a `fallback`.
 
     Raises:
         BundleError: the version cannot be used, or has no such entities; the message names the file.
         DeviceError: the device is not there.
+        BackendError: `remote` cannot be used.
 
     """
+
+    def graph(model: str, inputs: list[Tensor], outputs: list[Tensor], threads: int) -> Runner:
+        path = repository / model / str(version) / "model.onnx"
+        here = Graph(path, inputs, outputs, device, threads) if remote is None or fallback else None
+        return remote(model, version, inputs, outputs, here) if remote is not None else here  # type: ignore[return-value]
+
     manifest = read_manifest(repository, name, version, elsewhere)
     folder = repository / name / str(version)
     encoder_folder = repository / f"{name}_encoder" / str(version)
@@ -109,19 +120,18 @@ def load(
     encoder = None
     if manifest.views == "entity":
         # Two rows and a few small products: a second thread would cost more than it does.
-        graph = Graph(folder / "model.onnx", entity_tensors(manifest), rating_tensors(manifest), device, threads=1)
+        model = graph(name, entity_tensors(manifest), rating_tensors(manifest), threads=1)
         unknown = _array(folder / "unknown.npy")
         inputs, rows = encoder_tensors(manifest, unknown.shape[-1])
-        encoder_graph = Graph(encoder_folder / "model.onnx", inputs, rows, device, threads)
-        encoder = Encoder(manifest, tokenizer, encoder_graph, unknown)
+        encoder = Encoder(manifest, tokenizer, graph(f"{name}_encoder", inputs, rows, threads), unknown)
     else:
-        graph = Graph(folder / "model.onnx", PairReader.tensors(manifest), rating_tensors(manifest), device, threads)
+        model = graph(name, PairReader.tensors(manifest), rating_tensors(manifest), threads)
     return Version(
         manifest,
         folder,
         (users, items),
         tokenizer,
-        Predictor(graph, _array(folder / "monitor.npz", manifest.score)),
+        Predictor(model, _array(folder / "monitor.npz", manifest.score)),
         encoder,
         _unknown_rows(folder / "unknown_rows.npy", manifest.layout.width),
         _open_rated(folder, users, items) if users is not None and items is not None else None,

@@ -50,6 +50,8 @@ class Tensor:
 class Graph:
     """A loaded graph. Runs are safe from several threads and give the same numbers for the same batch."""
 
+    waits = False
+
     def __init__(
         self, path: Path, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Device, threads: int
     ) -> None:

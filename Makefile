@@ -54,7 +54,7 @@ $(VENV)/system.done: $(VENV)/test.done
 	apt-get install --yes --no-install-recommends chromium-headless-shell fonts-noto-core prometheus redis-server
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test,system]"
 	$(PYTHON) -m venv $(VENV)/triton
-	$(VENV)/triton/bin/pip install --quiet "numpy<2" "onnxruntime==1.23.2"
+	$(VENV)/triton/bin/pip install --quiet "numpy<2" "onnxruntime==1.32.0"
 	$(VENV)/triton/bin/pip install --quiet --no-deps "nvidia-pytriton==0.7.0"
 	touch $@
 

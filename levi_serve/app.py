@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from levi_serve.bundle.keys import Keys
 from levi_serve.cache import RowCache
 from levi_serve.cores import lower_priority, usable_cores
 from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
+from levi_serve.feedback import FeedbackLog
 from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
@@ -31,6 +32,7 @@ from levi_serve.recommend import Recommender
 from levi_serve.repository import Policy
 from levi_serve.rollout import Rollout
 from levi_serve.routes import build_router, methods_by_path
+from levi_serve.routes_feedback import build_feedback_router
 from levi_serve.routes_inference import build_inference_router
 from levi_serve.routes_recommend import build_recommend_router
 from levi_serve.routes_repository import build_repository_router
@@ -74,6 +76,8 @@ def build_app(
             with suppress(asyncio.CancelledError):
                 await task
         await live.close()
+        if feedback is not None:
+            await feedback.close()
         wishes.close()
 
     app = FastAPI(
@@ -86,6 +90,10 @@ def build_app(
     )
     router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
     router.include_router(build_recommend_router(live, settings.max_body_bytes, settings.timeout_ms / 1000))
+    feedback = None
+    if settings.feedback is not None:
+        feedback = FeedbackLog(settings.feedback, settings.feedback_max_mib << 20, settings.max_queue, metrics)
+    router.include_router(build_feedback_router(live, feedback, settings.max_body_bytes, settings.timeout_ms / 1000))
     admin = Token(settings.admin_token.get_secret_value()) if settings.admin_token else None
     router.include_router(
         build_inference_router(
@@ -117,12 +125,13 @@ async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, besid
     opening = asyncio.get_running_loop().run_in_executor(thread, _open, settings, metrics, number, beside)
     thread.shutdown(wait=False)
     version, wire, lists = await opening
-    engine = _engine(version, await _store(version, settings, metrics), wire, settings, metrics)
-    try:
-        return Service(version, engine, wire, lists, await prove(version, engine))
-    except BaseException:
-        await engine.close()
-        raise
+    async with AsyncExitStack() as undo:
+        undo.callback(version.close)
+        engine = _engine(version, await _store(version, settings, metrics), wire, settings, metrics)
+        undo.push_async_callback(engine.close)
+        service = Service(version, engine, wire, lists, await prove(version, engine))
+        undo.pop_all()
+    return service
 
 
 def _open(

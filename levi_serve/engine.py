@@ -21,7 +21,7 @@ import orjson
 
 from levi_serve.batcher import Batcher, Job, Queue
 from levi_serve.bundle import AnyArray, BoolArray, Int8Array
-from levi_serve.bundle.rows import HalfArray
+from levi_serve.bundle.rows import HalfArray, Id
 from levi_serve.cores import lower_priority
 from levi_serve.encoder import Encoder, NewEntity
 from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError, UnsupportedError
@@ -115,6 +115,11 @@ class Engine(ABC):
         answers = await self.predict([GivenPair(user, item) for item in items], deadline)
         ratings = [orjson.loads(answer)["rating"] for answer in answers]
         return [answers[place] for place in ranked(items, ratings)]
+
+    async def unknown(self, user: Id, item: Id) -> tuple[State, State]:
+        """What the store says of two ids."""
+        users, items = await self._look_up([user], [item])
+        return State(users.state[0]), State(items.state[0])
 
     async def close(self) -> None:
         """Answer what was accepted and end."""

@@ -6,6 +6,7 @@ ServeError
 ├── UnknownIdError       an id is not in the catalogue
 ├── UnavailableError     a row cannot be had at the moment
 ├── BackendError         what runs the model does not answer
+├── FeedbackError        a rating cannot be stored
 ├── UnsupportedError     the model, or the tables that are kept here, do not allow it
 ├── OverloadedError      too much is waiting already
 ├── DeadlineError        the answer would come too late
@@ -75,6 +76,10 @@ class UnavailableError(ServeError):
 
 class BackendError(ServeError):
     """What runs the model does not answer, or not usably; the message says what it is."""
+
+
+class FeedbackError(ServeError):
+    """A rating cannot be stored at the moment; the message says why."""
 
 
 class UnsupportedError(ServeError):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from dataclasses import dataclass, field
 from typing import Literal, Self, TypeAlias
 
+from levi_serve.cores import give_back
 from levi_serve.engine import Engine
 from levi_serve.errors import NotReadyError, UnknownVersionError
 from levi_serve.metrics import Metrics
@@ -163,4 +165,8 @@ class Live:
     async def _end(service: Service) -> None:
         await service.released()
         await service.close()
-        log.info("released: %s/%d", service.version.manifest.name, service.number)
+        name, number = service.version.manifest.name, service.number
+        del service
+        gc.collect()
+        await asyncio.to_thread(give_back)
+        log.info("released: %s/%d", name, number)

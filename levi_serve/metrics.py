@@ -138,6 +138,21 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self._loads = Counter("levi_version_loads", "Versions loaded, or tried to.", ["outcome"], registry=registry)
+        self._feedback = Counter(
+            "levi_feedback_events", "Events that are durable, by whether all ids are known.", ["ids"], registry=registry
+        )
+        self._backlog = Gauge(
+            "levi_feedback_backlog_bytes",
+            "Bytes in the feedback log that nobody has taken away.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._oldest = Gauge(
+            "levi_feedback_oldest_timestamp_seconds",
+            "When the oldest file of the feedback log was begun.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self._triton_failures = Counter("levi_triton_failures", "Calls of Triton that failed.", registry=registry)
         self._triton_open = Gauge(
             "levi_triton_breakers_open",
@@ -260,6 +275,15 @@ class Metrics:
         """Count calls of Triton that failed, and graphs that are left alone."""
         self._triton_failures.inc(failures)
         self._triton_open.inc(opened)
+
+    def feedback(self, known: bool) -> None:
+        """Count an event that is durable."""
+        self._feedback.labels("known" if known else "unknown").inc()
+
+    def feedback_backlog(self, size: int, oldest: float) -> None:
+        """What lies in the log: bytes, and when its oldest file was begun [s since 1970]."""
+        self._backlog.set(size)
+        self._oldest.set(oldest)
 
     def labels(self, stable: int, canary: int | None) -> None:
         """The labels point at these versions."""

@@ -150,6 +150,10 @@ class ServeSettings(ModelSettings):
         description="What to do about a `--remote-only` entity while Redis cannot say who it is: `degrade` answers as "
         "for an unknown one and marks the answer, `error` refuses with 503.",
     )
+    feedback: Path | None = Field(None, description="Folder of the feedback log; unset, `POST /feedback` is refused.")
+    feedback_max_mib: PositiveInt = Field(
+        1024, description="Size of all files in that folder, at most; more is refused until retraining has taken it."
+    )
     drain_s: float = Field(
         1.0,
         ge=0,
@@ -179,7 +183,9 @@ class ServeSettings(ModelSettings):
     stable: PositiveInt | None = Field(
         None, description="Version that answers, as soon as it is loaded; unset, the newest of `version`."
     )
-    canary: PositiveInt | None = Field(None, description="Version to try beside it, if it is loaded.")
+    canary: PositiveInt | None = Field(
+        None, description="Version to try beside it, if it is loaded: it answers those who name it."
+    )
     watch_s: float = Field(
         1.0,
         ge=0.05,

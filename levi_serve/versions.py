@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,16 +98,9 @@ def load(
         BackendError: `remote` cannot be used.
 
     """
-
-    def graph(model: str, inputs: list[Tensor], outputs: list[Tensor], threads: int) -> Runner:
-        path = repository / model / str(version) / "model.onnx"
-        here = Graph(path, inputs, outputs, device, threads) if remote is None or fallback else None
-        return remote(model, version, inputs, outputs, here) if remote is not None else here  # type: ignore[return-value]
-
     manifest = read_manifest(repository, name, version, elsewhere)
     folder = repository / name / str(version)
-    encoder_folder = repository / f"{name}_encoder" / str(version)
-    _require_listed(manifest, repository, folder, encoder_folder)
+    _require_listed(manifest, repository, folder, repository / f"{name}_encoder" / str(version))
     if manifest.score != SCORE:
         raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server computes ('{SCORE}')")
     names = [entity.name for entity in manifest.schema_.entities]
@@ -117,26 +111,38 @@ def load(
     )
     # Reading a tokenizer holds the interpreter for 20 ms, in which nobody is answered.
     tokenizer = _same_tokenizer(manifest, beside) or _open_tokenizer(folder / "tokenizer.json", manifest)
-    encoder = None
-    if manifest.views == "entity":
-        # Two rows and a few small products: a second thread would cost more than it does.
-        model = graph(name, entity_tensors(manifest), rating_tensors(manifest), threads=1)
-        unknown = _array(folder / "unknown.npy")
-        inputs, rows = encoder_tensors(manifest, unknown.shape[-1])
-        encoder = Encoder(manifest, tokenizer, graph(f"{name}_encoder", inputs, rows, threads), unknown)
-    else:
-        model = graph(name, PairReader.tensors(manifest), rating_tensors(manifest), threads)
-    return Version(
-        manifest,
-        folder,
-        (users, items),
-        tokenizer,
-        Predictor(model, _array(folder / "monitor.npz", manifest.score)),
-        encoder,
-        _unknown_rows(folder / "unknown_rows.npy", manifest.layout.width),
-        _open_rated(folder, users, items) if users is not None and items is not None else None,
-        tuple(read_golden(folder / "golden.jsonl", manifest.layout.width)),
-    )
+    with ExitStack() as undo:
+
+        def graph(model: str, inputs: list[Tensor], outputs: list[Tensor], threads: int) -> Runner:
+            path = repository / model / str(version) / "model.onnx"
+            here = Graph(path, inputs, outputs, device, threads) if remote is None or fallback else None
+            runner = here if remote is None else remote(model, version, inputs, outputs, here)
+            assert runner is not None
+            undo.callback(runner.close)
+            return runner
+
+        encoder = None
+        if manifest.views == "entity":
+            # Two rows and a few small products: a second thread would cost more than it does.
+            model = graph(name, entity_tensors(manifest), rating_tensors(manifest), threads=1)
+            unknown = _array(folder / "unknown.npy")
+            inputs, rows = encoder_tensors(manifest, unknown.shape[-1])
+            encoder = Encoder(manifest, tokenizer, graph(f"{name}_encoder", inputs, rows, threads), unknown)
+        else:
+            model = graph(name, PairReader.tensors(manifest), rating_tensors(manifest), threads)
+        found = Version(
+            manifest,
+            folder,
+            (users, items),
+            tokenizer,
+            Predictor(model, _array(folder / "monitor.npz", manifest.score)),
+            encoder,
+            _unknown_rows(folder / "unknown_rows.npy", manifest.layout.width),
+            _open_rated(folder, users, items) if users is not None and items is not None else None,
+            tuple(read_golden(folder / "golden.jsonl", manifest.layout.width)),
+        )
+        undo.pop_all()
+    return found
 
 
 def _given(entity: GoldenEntity) -> Given:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from pydantic import BaseModel, ConfigDict
 
@@ -31,12 +29,8 @@ class WishList:
 
     def __init__(self, first: Wishes, folder: Path | None = None) -> None:
         """`first` is what nobody has changed yet. Processes that give the same `folder` share their wishes."""
-        self._first = first
-        self._file: IO[str]
-        if folder is None:
-            self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - as long as the server lives
-        else:
-            self._file = (folder / "wishes.json").open("a+", encoding="utf-8")
+        self._wishes = first
+        self._file = None if folder is None else (folder / "wishes.json").open("a+", encoding="utf-8")
 
     def read(self) -> Wishes:
         """All that was wished so far."""
@@ -67,22 +61,29 @@ class WishList:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _change(self, change: Callable[[Wishes], dict[str, object]] | None) -> Wishes:
         """Read, and write what is different; one process at a time."""
-        file = self._file
-        fcntl.flock(file, fcntl.LOCK_EX if change else fcntl.LOCK_SH)
+        if self._file is None:
+            return self._changed(change)
+        fcntl.flock(self._file, fcntl.LOCK_EX if change else fcntl.LOCK_SH)
         try:
-            file.seek(0)
-            text = file.read()
-            wishes = Wishes.model_validate_json(text) if text else self._first
+            self._file.seek(0)
+            if text := self._file.read():
+                self._wishes = Wishes.model_validate_json(text)
             if change:
-                wishes = wishes.model_copy(update=change(wishes))
-                file.seek(0)
-                file.truncate()
-                file.write(wishes.model_dump_json())
-                file.flush()
-            return wishes
+                said = self._changed(change).model_dump_json()
+                self._file.seek(0)
+                self._file.truncate()
+                self._file.write(said)
+                self._file.flush()
+            return self._wishes
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _changed(self, change: Callable[[Wishes], dict[str, object]] | None) -> Wishes:
+        if change:
+            self._wishes = self._wishes.model_copy(update=change(self._wishes))
+        return self._wishes

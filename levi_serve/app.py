@@ -23,6 +23,9 @@ from levi_serve.feedback import FeedbackLog
 from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
+from levi_serve.monitor.detector import Detector
+from levi_serve.monitor.streams import threshold
+from levi_serve.monitor.watch import Monitor, state_file
 from levi_serve.observer import Observer
 from levi_serve.page.router import build_page
 from levi_serve.predictor import PairReader, entity_feeds
@@ -34,6 +37,7 @@ from levi_serve.rollout import Rollout
 from levi_serve.routes import build_router, methods_by_path
 from levi_serve.routes_feedback import build_feedback_router
 from levi_serve.routes_inference import build_inference_router
+from levi_serve.routes_monitor import build_monitor_router
 from levi_serve.routes_recommend import build_recommend_router
 from levi_serve.routes_repository import build_repository_router
 from levi_serve.settings import ServeSettings
@@ -90,6 +94,7 @@ def build_app(
     )
     router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
     router.include_router(build_recommend_router(live, settings.max_body_bytes, settings.timeout_ms / 1000))
+    router.include_router(build_monitor_router(live, settings.monitor_days, settings.monitor_rate))
     feedback = None
     if settings.feedback is not None:
         feedback = FeedbackLog(settings.feedback, settings.feedback_max_mib << 20, settings.max_queue, metrics)
@@ -129,9 +134,12 @@ async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, besid
         undo.callback(version.close)
         engine = _engine(version, await _store(version, settings, metrics), wire, settings, metrics)
         undo.push_async_callback(engine.close)
-        service = Service(version, engine, wire, lists, await prove(version, engine))
+        difference = await prove(version, engine)
+        monitor = _monitor(version, settings, metrics)
         undo.pop_all()
-    return service
+    if monitor is not None:
+        engine.watch(monitor)  # only now: golden examples are no traffic
+    return Service(version, engine, wire, lists, difference, monitor)
 
 
 def _open(
@@ -162,6 +170,16 @@ def _open(
     wire = (beside and beside.wire.again(*told)) or Wire(*told, settings.max_pairs)
     lists = (beside and beside.lists.again(*told)) or RecommendWire(*told, settings.max_k, settings.max_pairs)
     return version, wire, lists
+
+
+def _monitor(version: Version, settings: ServeSettings, metrics: Metrics) -> Monitor | None:
+    """What watches this version; workers of one server share its state."""
+    if not settings.monitor:
+        return None
+    folder = settings.monitor_state or metrics.shared
+    path = None if folder is None else state_file(folder, version.manifest, version.reference)
+    detector = Detector.of(version.reference, threshold(settings.monitor_days, settings.monitor_rate))
+    return Monitor(version.reference, detector, path)
 
 
 async def _store(version: Version, settings: ServeSettings, metrics: Metrics) -> Store:

@@ -42,7 +42,7 @@ class FeedbackLog:
         self._batcher: Batcher[bytes, None] = Batcher(
             self._write, Turns(_EVENTS), max_queue, metrics.observe_batches("feedback")
         )
-        self._unwatch = metrics.watch_queue("feedback", lambda: self._batcher.waiting)
+        self._unwatch = metrics.watch_queue("feedback", lambda: self._batcher.waiting, max_queue)
 
     async def append(self, event: Event, deadline: float) -> None:
         """Return when the event is durable.

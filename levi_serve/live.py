@@ -12,6 +12,8 @@ from levi_serve.cores import give_back
 from levi_serve.engine import Engine
 from levi_serve.errors import NotReadyError, UnknownVersionError
 from levi_serve.metrics import Metrics
+from levi_serve.monitor.metrics import MonitorCollector
+from levi_serve.monitor.watch import Monitor
 from levi_serve.versions import Version
 from levi_serve.wire import Wire
 from levi_serve.wire_recommend import RecommendWire
@@ -34,6 +36,7 @@ class Service:
     lists: RecommendWire
     golden_difference: float
     """Largest difference between a replayed golden rating and the recorded one."""
+    monitor: Monitor | None
     _holders: int = field(default=0, init=False)
     _unheld: asyncio.Event | None = field(default=None, init=False)
     """Made when somebody waits for it."""
@@ -61,8 +64,10 @@ class Service:
             await self._unheld.wait()
 
     async def close(self) -> None:
-        """Answer what was accepted and end."""
+        """Answer what was accepted, note what was watched, and end."""
         await self.engine.close()
+        if self.monitor is not None:
+            self.monitor.close()
         self.version.close()
 
 
@@ -126,6 +131,8 @@ class Live:
             self._service = service
             manifest = service.version.manifest
             self._metrics.serving(manifest.name, manifest.version, manifest.views)
+            if service.monitor is not None:
+                self._metrics.show_monitor(MonitorCollector(service.monitor))
         self._metrics.labels(stable, canary)
         if self.status != "draining":
             self._set("ready", None)

@@ -13,6 +13,7 @@ from levi_serve.errors import NotReadyError, OverloadedError, UnknownIdError
 from levi_serve.exchange import deadline_of, json_response, read_json, unless_gone
 from levi_serve.live import Live, Service, Status
 from levi_serve.metrics import Metrics
+from levi_serve.predictor import Probe
 from levi_serve.problems import documented
 from levi_serve.routes_repository import VersionState, versions
 
@@ -81,6 +82,7 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         """Ratings of many pairs, in order. A new user or item is given by its attributes in place of an id."""
         live.current()  # without a model no body is read
         deadline = deadline_of(request, timeout_s)
+        live.current().engine.admit(deadline)
         body = await read_json(request, max_body_bytes)
         with live.current() as service:
             pairs = service.wire.body(body)
@@ -128,7 +130,8 @@ async def ready(live: Live, service: Service | None = None) -> None:
         if live.status != "ready":
             raise NotReadyError(live.reason)
         try:
-            await asked.engine.predict(asked.version.examples[:1])
+            first = asked.version.examples[0]  # by ids
+            await asked.engine.predict([Probe(*first)])  # type: ignore[arg-type]
         except OverloadedError:
             pass  # it is at work
         except Exception as error:

@@ -54,12 +54,12 @@ def pooled(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Ten
         attention_mask: [B, T], 1 for tokens and 0 for padding.
 
     Returns:
-        [B, n, d]; a sentence's views do not depend on its neighbours or padding.
+        [B, n, d] in fp32; a sentence's views do not depend on its neighbours or padding.
     """
     states = encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states
-    mask = attention_mask.unsqueeze(-1).to(states[0].dtype)  # [B, T, 1]
+    mask = attention_mask.unsqueeze(-1).float()  # [B, T, 1]
     # Padding is zeroed before the sum: whatever a model leaves there must not reach the mean.
-    return torch.stack([(h * mask).sum(1) for h in states], dim=1) / mask.sum(1).unsqueeze(1)
+    return torch.stack([(h.float() * mask).sum(1) for h in states], dim=1) / mask.sum(1).unsqueeze(1)
 
 
 def load_backbone(spec: str) -> Backbone:

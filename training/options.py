@@ -57,6 +57,13 @@ class Source(BaseModel, frozen=True):
             "none: the scratch tower alone."
         ),
     ] = "entity"
+    item_text: Annotated[
+        tuple[str, ...],
+        Field(
+            description="More attributes for the sentences of items, after those of the template, such as genres: an "
+            "item of a kind that was not fitted is then told by its views."
+        ),
+    ] = ()
     size: Annotated[Literal["ref", "paper"], Field(description="Widths of tower and heads.")] = "ref"
 
 

@@ -22,7 +22,7 @@ from levi_serve.bundle.tokens import Tokenizer
 from training.backbones import Backbone, load_backbone
 from training.checkpoint import load_model, save_model, write_json
 from training.datasets import load
-from training.datasets.dataset import Dataset
+from training.datasets.dataset import Dataset, with_item_text
 from training.errors import UsageError
 from training.features import Prepared, prepare
 from training.fit import Fitter, Fold, head_weights, new_model
@@ -110,7 +110,7 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
         UsageError: `out` holds a run with other options or other data; the options do not fit data or backbone.
         RunError: the loss became infinite or NaN.
     """
-    dataset = load(options.dataset, options.data)
+    dataset = with_item_text(load(options.dataset, options.data), options.item_text)
     parts = split(dataset, options.seed)
     fold_rows = _folds(dataset, parts, options)
     backbone = None if options.views == "none" else load_backbone(options.backbone)
@@ -156,7 +156,7 @@ def open_run(folder: Path, cache: Path, device: Device, data: Path | None = None
     except ValidationError as error:
         raise UsageError(f"{folder / RECORD}: not a run record: {error.errors()[0]['msg']}") from None
     options = record.options
-    dataset = load(options.dataset, data or options.data)
+    dataset = with_item_text(load(options.dataset, data or options.data), options.item_text)
     parts = split(dataset, options.seed)
     backbone = None if options.views == "none" else load_backbone(options.backbone)
     now = Plan(

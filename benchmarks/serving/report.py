@@ -63,7 +63,8 @@ def plots(found: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, section in found.items():
         if "servers" in section:
-            _bars(name, section, folder / f"serving-{'pair' if 'pair' in name else 'entity'}.svg")
+            views, *size = name.split(", ")[1:]  # as in "peers, entity views, paper size"
+            _bars(name, section, folder / f"serving-{'-'.join(word.split()[0] for word in (views, *size))}.svg")
     if "latency" in found:
         _curve(found["latency"], folder / "serving-latency.svg")
     if "overload" in found:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from levi_serve.bundle.schema import Attributes, Entity, Schema, Value
+from levi_serve.bundle.schema import Attributes, Entity, Schema, Template, Value
+from training.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,18 @@ def attributes(table: pa.Table, entity: Entity, rows: Sequence[int] | None = Non
         present = {n: tuple(v) if isinstance(v, list) else v for n, v in record.items() if v is not None and v != []}
         out.append(cast("dict[str, Value]", present))
     return out
+
+
+def with_item_text(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The same data whose sentences also tell these attributes of an item; raises UsageError if it has no such."""
+    schema = dataset.schema
+    known = {attribute.name for attribute in schema.item.attributes}
+    if unknown := set(names) - known:
+        raise UsageError(f"--item-text {min(unknown)}: an item of {dataset.name} has {', '.join(sorted(known))}")
+
+    def longer(template: Template) -> Template:
+        added = (f"{schema.item.name}.{name}" for name in names)
+        return template.model_copy(update={"clauses": tuple(dict.fromkeys((*template.clauses, *added)))})
+
+    templates = {"item_template": longer(schema.item_template), "pair_template": longer(schema.pair_template)}
+    return replace(dataset, schema=schema.model_copy(update=templates))

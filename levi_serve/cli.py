@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from levi_serve import logs
 from levi_serve.bundle.commands import Command, RunError, run
 from levi_serve.listener import bind, listen, url
-from levi_serve.settings import BundleSettings, (
+from levi_serve.settings import (
+    BundleSettings,
     ModelSettings,
     PublishSettings,
     ReplaySettings,
@@ -137,7 +138,7 @@ class Monitor(ReplicasSettings):
         from levi_serve.monitor.state import State
         from levi_serve.monitor.streams import threshold
         from levi_serve.replicas import Replicas, read_metrics
-        from levi_serve.versions import newest, read_version_reference
+        from levi_serve.versions import read_version_reference
 
         number = _number(self)
         reference = read_version_reference(self.model_repo, self.model, number)

@@ -83,6 +83,30 @@ class Export(OnRun):
         print(export(run, self.repository, self.name, self.parity_pairs, self.precision))
 
 
+class Reproduce(OnDevice):
+    """Every method of a plan on every seed: tables, JSON and plots. Run again, it fits only what is missing."""
+
+    plan: Annotated[
+        CliPositionalArg[str],
+        Field(
+            description="ml-100k, ml-100k-subset, ml-100k-frozen, amazon, sentiment, synthetic, or a plan's .toml file."
+        ),
+    ]
+    data: Annotated[Path | None, Field(description="Folder with the dataset's files.")] = None
+    runs: Annotated[Path, Field(description="Folder of the fits.")] = Path("runs/reproduce")
+    docs: Annotated[Path, Field(description="Folder of the tables and plots.")] = Path("docs/results")
+
+    def __call__(self) -> None:
+        if self.plan == "synthetic":
+            from training.synthetic import reproduce_synthetic
+
+            reproduce_synthetic(self.docs)
+        else:
+            from training.reproduce import reproduce
+
+            reproduce(self.plan, self.data, self.runs, self.docs, self.cache, self.device)
+
+
 class Download(Command):
     """Fetch MovieLens-100K from GroupLens, after showing its licence, and check it."""
 
@@ -95,7 +119,13 @@ class Download(Command):
         download_ml100k(self.out)
 
 
-COMMANDS: dict[str, type[Command]] = {"fit": Fit, "evaluate": Evaluate, "export": Export, "download": Download}
+COMMANDS: dict[str, type[Command]] = {
+    "fit": Fit,
+    "evaluate": Evaluate,
+    "export": Export,
+    "reproduce": Reproduce,
+    "download": Download,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from levi_serve.bundle.prompt import entity_sentence
 from levi_serve.bundle.reference import Reference, measure
 from training.datasets.dataset import Dataset, attributes
 from training.features import Features, prepare, project
-from training.fit import Fitter, Fold, predict
+from training.fit import Fitter, Fold, Views, ViewStage, predict
 from training.model import SIZES, Levi
 from training.run import Run, accelerator
 from training.splits import item_folds
@@ -151,9 +151,11 @@ def without_items(run: Run, cache: Path) -> tuple[Fitted, Int64Array]:
     prepared = prepare(dataset, fitted_rows, run.backbone, "entity", SIZES[options.size], cache, accelerate.device)
     with tempfile.TemporaryDirectory() as folder:
         fold = Fold(torch.from_numpy(fitted_rows), torch.from_numpy(kept))
-        found = Fitter(prepared, options, run.bounds, accelerate, Path(folder)).fit(fold.fitted, [fold])
+        found = Fitter(Views(prepared), options, run.bounds, accelerate, Path(folder)).fit(fold.fitted, [fold])
     others = run.split.test[left_out[dataset.ratings.item[run.split.test]]]
-    return Fitted(dataset, found.model, prepared.features, found.ids, run.bounds), np.concatenate([held, others])
+    assert isinstance(found.stage, ViewStage)
+    model, ids = found.stage.model, found.stage.ids
+    return Fitted(dataset, model, prepared.features, ids, run.bounds), np.concatenate([held, others])
 
 
 def corrupted(run: Run, cache: Path, seed: int) -> Fitted:

@@ -86,7 +86,8 @@ def _off(
         raise RunError(f"requests failed while ratings were compared: {report.statuses} {report.errors}")
     worst = 0.0
     for reply in run.replies():
-        worst = max(worst, float(np.abs(_numbers(reply.body) - expected[places[reply.request]]).max()))
+        if reply.status == 200:
+            worst = max(worst, float(np.abs(_numbers(reply.body) - expected[places[reply.request]]).max()))
     return worst
 
 

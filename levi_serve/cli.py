@@ -12,6 +12,7 @@ from levi_serve import logs
 from levi_serve.bundle.commands import Command, RunError, run
 from levi_serve.listener import bind, listen, url
 from levi_serve.settings import (
+    BundleSettings,
     ModelSettings,
     PublishSettings,
     ReplaySettings,
@@ -77,7 +78,8 @@ class Validate(ModelSettings):
         from levi_serve.app import bring_up
         from levi_serve.metrics import Metrics
 
-        service = await bring_up(Serve(_cli_parse_args=False, monitor=False, **self.model_dump()), Metrics())
+        serve = Serve(_cli_parse_args=False, monitor=False, **self.model_dump())
+        service = await bring_up(serve, Metrics(), _number(self))
         await service.close()
         return service
 
@@ -88,9 +90,8 @@ class Publish(PublishSettings):
     def __call__(self) -> None:
         """Print what was written."""
         from levi_serve.publish import Progress, publish
-        from levi_serve.versions import newest
 
-        number = newest(self.model_repo, self.model) if self.version == "latest" else self.version
+        number = _number(self)
         progress = Progress(sys.stderr)
         for done in publish(self.model_repo, self.model, number, self.redis, self.entity, self.ttl_s, progress):
             rate = done.rows / done.seconds
@@ -117,7 +118,7 @@ class Replay(ReplaySettings):
         from levi_serve.replay import read_requests, replay
 
         model = self.model_dump(include=set(ModelSettings.model_fields))
-        service = await bring_up(Serve(_cli_parse_args=False, monitor=False, **model), Metrics())
+        service = await bring_up(Serve(_cli_parse_args=False, monitor=False, **model), Metrics(), _number(self))
         try:
             requests = read_requests(self.file, service.version.manifest.schema_)
             detector = Detector.of(service.version.reference, threshold(self.days, self.rate))
@@ -137,9 +138,9 @@ class Monitor(ReplicasSettings):
         from levi_serve.monitor.state import State
         from levi_serve.monitor.streams import threshold
         from levi_serve.replicas import Replicas, read_metrics
-        from levi_serve.versions import newest, read_version_reference
+        from levi_serve.versions import read_version_reference
 
-        number = newest(self.model_repo, self.model) if self.version == "latest" else self.version
+        number = _number(self)
         reference = read_version_reference(self.model_repo, self.model, number)
         detector = Detector.of(reference, threshold(self.days, self.rate))
         state = State(detector, reference.model[:48].encode(), self.state)
@@ -168,6 +169,13 @@ class Monitor(ReplicasSettings):
                 one, stream = alarms[-1]
                 raise RunError(f"shift alarm: {stream.score} {stream.kind}, evidence {one['evidence']:.1f}")
             time.sleep(self.every_s)
+
+
+def _number(wanted: BundleSettings) -> int:
+    """The one version that a command is about."""
+    from levi_serve.versions import newest
+
+    return newest(wanted.model_repo, wanted.model) if wanted.version == "latest" else wanted.version
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ import orjson
 
 from levi_serve.batcher import Batcher, Job, Queue
 from levi_serve.bundle import AnyArray, BoolArray, Int8Array
-from levi_serve.bundle.rows import HalfArray
+from levi_serve.bundle.rows import HalfArray, Id
 from levi_serve.bundle.tensors import MASK
 from levi_serve.cores import lower_priority
 from levi_serve.encoder import Encoder, NewEntity
@@ -91,6 +91,7 @@ class Engine(ABC):
         """The last lane of every prediction."""
         self._monitor: Monitor | None = None
         self._threads: list[ThreadPoolExecutor] = []
+        self._unwatch: list[Callable[[], None]] = []
         self._lanes: list[Batcher[Any, Any]] = []
         """In the order in which a request passes them, so that closing one after the other answers all of it."""
 
@@ -132,6 +133,11 @@ class Engine(ABC):
         ratings = [orjson.loads(answer)["rating"] for answer in answers]
         return [answers[place] for place in ranked(items, ratings)]
 
+    async def unknown(self, user: Id, item: Id) -> tuple[State, State]:
+        """What the store says of two ids."""
+        users, items = await self._look_up([user], [item])
+        return State(users.state[0]), State(items.state[0])
+
     def watch(self, monitor: Monitor) -> None:
         """Show the monitor every prediction from now on, but those of recommendations: nobody asked for these items."""
         self._monitor = monitor
@@ -142,6 +148,9 @@ class Engine(ABC):
             await lane.close()
         for threads in self._threads:
             threads.shutdown()
+        for end in self._unwatch:
+            end()
+        self._unwatch.clear()
         await self._store.close()
 
     def _lane(
@@ -156,13 +165,13 @@ class Engine(ABC):
         observe = self._metrics.observe_batches(name)
         limit = max_queue or self._limits.max_queue
         lane = Batcher[Any, Any](run, queue, limit, observe, permits, self._metrics.count_shed(name))
-        self._metrics.watch_queue(name, lambda: lane.waiting, limit)
+        self._unwatch.append(self._metrics.watch_queue(name, lambda: lane.waiting, limit))
         self._lanes.append(lane)
         return lane
 
-    def _threaded(self, name: str, work: Callable[[Any], T]) -> Callable[[Any], asyncio.Future[T]]:
-        """`work` in a thread of its own."""
-        thread = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=lower_priority)
+    def _threaded(self, name: str, work: Callable[[Any], T], threads: int = 1) -> Callable[[Any], asyncio.Future[T]]:
+        """`work` in a thread of its own, or several."""
+        thread = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=lower_priority)
         self._threads.append(thread)
 
         def whole(items: Any) -> T:
@@ -246,6 +255,7 @@ class EntityEngine(Engine):
         self._predictor = predictor
         self._encoder = encoder
         self._inferred = {lane: metrics.observe_inference(lane) for lane in ("encode", "recommend", "score")}
+        self._elsewhere = self._threaded("score", self._scored, _PERMITS) if predictor.waits else None
         self._tokenised, self._tokens = metrics.observe_tokenising("encode"), metrics.count_tokens("encode")
         encode = self._threaded("encode", self._encoded)
         self._encode: Batcher[NewEntity, HalfArray] = self._lane("encode", encode, Turns(limits.encode_batch))
@@ -303,7 +313,8 @@ class EntityEngine(Engine):
 
     async def _run(self, pairs: Sequence[Pair]) -> list[bytes | Exception]:
         users, items = await self._look_up([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-        scores = _timed(self._inferred["score"], self._predictor.score, entity_feeds(users.rows, items.rows))
+        feeds = entity_feeds(users.rows, items.rows)
+        scores = self._scored(feeds) if self._elsewhere is None else await self._elsewhere(feeds)
         answers = self._answers(pairs, scores, (users.trained, items.trained), (users.state, items.state))
         for i in np.flatnonzero(users.state | items.state).tolist():
             answers[i] = self._missing(pairs[i], (users.state[i], items.state[i])) or answers[i]
@@ -332,6 +343,9 @@ class EntityEngine(Engine):
         finally:
             ask.over = True
         return answers
+
+    def _scored(self, feeds: dict[str, AnyArray]) -> Scores:
+        return _timed(self._inferred["score"], self._predictor.score, feeds)
 
     def _best(self, asks: Sequence[_Ask]) -> list[list[bytes]]:
         assert self._recommender is not None

@@ -31,6 +31,7 @@ _PROBLEMS = ("overloaded", "deadline", "not-ready", "row-unavailable", "model-ou
 """Those that are not the client's doing: alerts look at them from the start."""
 _SHEDS = ("full", "late", "gone")
 _REDIS_FAILURES = ("call", "write", "dropped")
+_OUTCOMES = ("usable", "unusable")
 _TIERS = tuple(field.name for field in fields(Counts))
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
@@ -155,6 +156,42 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self._labels = Gauge(
+            "levi_served_version",
+            "The version that a label points at; 0: none.",
+            ["label"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._unusable = Gauge(
+            "levi_unusable_versions",
+            "Versions in the model repository that were to be served and cannot be, now.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._loads = Counter("levi_version_loads", "Versions loaded, or tried to.", ["outcome"], registry=registry)
+        self._feedback = Counter(
+            "levi_feedback_events", "Events that are durable, by whether all ids are known.", ["ids"], registry=registry
+        )
+        self._backlog = Gauge(
+            "levi_feedback_backlog_bytes",
+            "Bytes in the feedback log that nobody has taken away.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._oldest = Gauge(
+            "levi_feedback_oldest_timestamp_seconds",
+            "When the oldest file of the feedback log was begun.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._triton_failures = Counter("levi_triton_failures", "Calls of Triton that failed.", registry=registry)
+        self._triton_open = Gauge(
+            "levi_triton_breakers_open",
+            "Graphs that Triton is not asked for at the moment, since it failed.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self._left_out = Counter(
             "levi_items_left_out",
             "Items that were not recommended, since the model gave no finite number for them.",
@@ -165,15 +202,17 @@ class Metrics:
             (self._lookups, _TIERS),
             (self._redis_errors, _REDIS_FAILURES),
             (self._degraded, _SIDES),
+            (self._loads, _OUTCOMES),
         ):
             for label in labels:
                 counter.labels(label)  # a rate needs the zero that came before the first event
         self._tiers = {tier: self._lookups.labels(tier) for tier in _TIERS}
         self._observers: dict[tuple[str, str, str], Observe] = {}
         self._problems: dict[str, Callable[[], None]] = {}
-        self._depths: dict[str, Callable[[], int]] = {}
+        self._depths: dict[str, list[Callable[[], int]]] = {}
         self._serving: Gauge | None = None
-        self._show_redis: Callable[[], None] = lambda: None
+        self._redis: list[tuple[Callable[[], None], Callable[[], bool]]] = []
+        """Of each version's Redis: what counts its failures, and whether it is asked."""
         self._monitor: Collector | None = None
 
     def request(self, route: str, method: str, status: str, seconds: float) -> None:
@@ -237,12 +276,14 @@ class Metrics:
         counters = {reason: self._shed.labels(lane, reason) for reason in _SHEDS}
         return lambda reason, items: counters[reason].inc(items)
 
-    def watch_queue(self, lane: str, depth: Callable[[], int], limit: int) -> None:
+    def watch_queue(self, lane: str, depth: Callable[[], int], limit: int) -> Callable[[], None]:
         """Read a queue's depth whenever the metrics are read; other workers read what it was after the last run. At
-        most `limit` items wait in it.
+        most `limit` items wait in it. What several versions have under one name is added up. What is returned ends it.
         """
-        self._depths[lane] = depth
+        depths = self._depths.setdefault(lane, [])
+        depths.append(depth)
         self._limit.labels(lane).set(limit)
+        return lambda: depths.remove(depth)
 
     def count_lookups(self) -> Callable[[Counts], None]:
         """What counts one store's look-ups when it is shown how many there have been."""
@@ -261,17 +302,25 @@ class Metrics:
         """Count an entity that was rated as an unknown one, since its row could not be had; side 0 is the user."""
         self._degraded.labels(_SIDES[side]).inc()
 
-    def watch_redis(self, failures: Callable[[], dict[str, int]], available: Callable[[], bool]) -> None:
-        """Read how many calls have failed, by kind, and whether any are made, with the queues."""
+    def watch_redis(self, failures: Callable[[], dict[str, int]], available: Callable[[], bool]) -> Callable[[], None]:
+        """Read how many calls have failed, by kind, and whether any are made, with the queues. What is returned ends
+        it.
+        """
         seen: dict[str, int] = {}
 
-        def show() -> None:
-            self._breaker.set(not available())
+        def count() -> None:
             for kind, total in failures().items():
                 self._redis_errors.labels(kind).inc(total - seen.get(kind, 0))
                 seen[kind] = total
 
-        self._show_redis = show
+        watched = (count, available)
+        self._redis.append(watched)
+
+        def end() -> None:
+            count()
+            self._redis.remove(watched)
+
+        return end
 
     def redis_call(self, seconds: float) -> None:
         """One call of Redis that was answered."""
@@ -300,6 +349,33 @@ class Metrics:
         """Folder of what workers share."""
         return self._shared
 
+    def triton(self, failures: int, opened: int) -> None:
+        """Count calls of Triton that failed, and graphs that are left alone."""
+        self._triton_failures.inc(failures)
+        self._triton_open.inc(opened)
+
+    def feedback(self, known: bool) -> None:
+        """Count an event that is durable."""
+        self._feedback.labels("known" if known else "unknown").inc()
+
+    def feedback_backlog(self, size: int, oldest: float) -> None:
+        """What lies in the log: bytes, and when its oldest file was begun [s since 1970]."""
+        self._backlog.set(size)
+        self._oldest.set(oldest)
+
+    def labels(self, stable: int, canary: int | None) -> None:
+        """The labels point at these versions."""
+        self._labels.labels("stable").set(stable)
+        self._labels.labels("canary").set(canary or 0)
+
+    def loaded(self, usable: bool) -> None:
+        """Count a version that was loaded and proven, or could not be."""
+        self._loads.labels(_OUTCOMES[not usable]).inc()
+
+    def unusable(self, count: int) -> None:
+        """How many versions are not served although they should be."""
+        self._unusable.set(count)
+
     def ready(self, ready: bool) -> None:
         """Whether the server takes traffic."""
         self._ready.set(ready)
@@ -310,9 +386,12 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _show_gauges(self) -> None:
-        for lane, depth in self._depths.items():
-            self._queue.labels(lane).set(depth())
-        self._show_redis()
+        for lane, depths in self._depths.items():
+            self._queue.labels(lane).set(sum(depth() for depth in depths))
+        if self._redis:
+            self._breaker.set(not all(available() for _, available in self._redis))
+        for count, _ in self._redis:
+            count()
 
 
 def forget_worker(shared: Path, worker: int) -> None:

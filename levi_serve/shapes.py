@@ -167,15 +167,18 @@ def given_type(entity: Entity) -> Any:
     """An id, or a new entity's attributes."""
     if not entity.attributes:
         return id_type(entity)
+    attributes = Annotated[described_type(entity), Tag(_ATTRIBUTES)]
+    return Annotated[Annotated[id_type(entity), Tag(_ID)] | attributes, Discriminator(_branch)]
+
+
+def described_type(entity: Entity) -> Any:
+    """The attributes of an entity as a client writes them, one at least."""
     fields = {a.name: NotRequired[_attribute_type(a)] for a in entity.attributes}
     made = record(f"{title(entity)}Attributes", fields)
-    attributes = Annotated[
+    return Annotated[
         made,  # type: ignore[valid-type]
         Field(json_schema_extra={"minProperties": 1}),
         AfterValidator(_not_empty),
-    ]
-    return Annotated[
-        Annotated[id_type(entity), Tag(_ID)] | Annotated[attributes, Tag(_ATTRIBUTES)], Discriminator(_branch)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -30,15 +31,21 @@ def serve(
     metrics: Metrics,
     lifeline: int | None = None,
     replaces: bool = False,
+    shared: Path | None = None,
 ) -> None:
-    """Until a signal comes, or the `lifeline` ends. A process that `replaces` another listens when it is ready.
+    """Until a signal comes, or the `lifeline` ends. A process that `replaces` another listens when it is ready; several
+    have a `shared` folder.
 
     Raises:
         RunError: no model can ever be served here.
 
     """
     live = Live(metrics)
-    app = build_app(settings, live, metrics, replaces)
+    app = build_app(settings, live, metrics, replaces, shared)
+    # What lives as long as the process is not looked through again and again: a whole collection would stop the event
+    # loop for 50 ms, and so one can be made whenever a version has been released.
+    gc.collect()
+    gc.freeze()
     protocol: Callable[..., Protocol] = partial(Protocol, metrics=metrics)
     if not settings.access_log:  # the lane writes none
         token = Token(settings.token.get_secret_value()) if settings.token else None
@@ -58,7 +65,7 @@ def main() -> int:
     metrics = Metrics(shared, order["worker"])
     listener = socket.socket(fileno=order["socket"])
     try:
-        serve(settings, listener, metrics, sys.stdin.fileno(), order["replaces"])
+        serve(settings, listener, metrics, sys.stdin.fileno(), order["replaces"], shared)
     except (RunError, OSError, MemoryError) as error:
         print(error, flush=True)
         return 1

@@ -31,6 +31,7 @@ from training.errors import RunError, UsageError
 from training.evaluate import METRICS, Evaluation
 from training.fit import predict
 from training.graphs import EncoderGraph, Graph, JoinGraph, PairGraph, write_onnx
+from training.model import Levi
 from training.run import Run, versions
 from training.triton import config
 
@@ -84,7 +85,7 @@ def _graphs(run: Run, name: str) -> dict[str, Graph]:
     model, bounds = run.model.cpu(), run.bounds
     if run.backbone is None:
         raise UsageError(f"{run.folder}: a scratch tower alone is a reference and not served; fit with entity views")
-    if model.shape.views == "pair":
+    if isinstance(model, Levi) and model.shape.views == "pair":
         return {name: PairGraph(model, run.backbone.encoder, bounds)}
     return {f"{name}_encoder": EncoderGraph(model, run.backbone.encoder), name: JoinGraph(model, bounds)}
 
@@ -94,7 +95,7 @@ def _examples(run: Run, graph: Graph) -> tuple[torch.Tensor, ...]:
     assert run.backbone is not None
     shape, (user, item) = run.model.shape, run.dataset.schema.entities
     ids, mask = (torch.from_numpy(a) for a in run.backbone.tokenizer.pad(run.backbone.tokenizer.encode(["one", "two"])))
-    embedding = torch.zeros(2, shape.size.embedding + 1)
+    embedding = torch.zeros(2, shape.embedding + 1)
     codes = [torch.zeros(2, max(1, e.code_columns), dtype=torch.int64) for e in (user, item)]
     if isinstance(graph, JoinGraph):
         return torch.zeros(2, shape.layout.width), torch.zeros(2, shape.layout.width)
@@ -227,7 +228,7 @@ def _measured(run: Run) -> dict[str, float]:
 def _manifest(run: Run, name: str, version: int, staged: dict[str, Path], metrics: dict[str, float]) -> Manifest:
     options, shape = run.record.options, run.model.shape
     entity = shape.views == "entity"
-    embedding = 0 if entity else shape.size.embedding
+    embedding = 0 if entity else shape.embedding
     return Manifest(
         format=FORMAT,
         name=name,

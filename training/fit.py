@@ -19,10 +19,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from training.bilinear import BilinearLevi, sample_heads
 from training.checkpoint import Progress, load_checkpoint, load_model, save_checkpoint, save_model
 from training.errors import RunError, UsageError
 from training.features import Features, Prepared
-from training.model import Levi, layer_weights
+from training.model import FactorSize, Levi, Network, layer_weights
 from training.options import Recipe
 from training.progress import track
 
@@ -45,7 +46,7 @@ class Fold:
 class Fitted:
     """The result of a fit."""
 
-    model: Levi
+    model: Network
     ids: tuple[Tensor, Tensor]
     """Id-embedding row of each user and item, 0 where it was not in training."""
     learning_rate: float
@@ -97,6 +98,7 @@ class Fitter:
         folder = self.folder / name
         known = features.known_ids(fold.fitted)
         model = new_model(self.prepared, recipe, features.value[fold.fitted]).to(accelerator.device)
+        assert isinstance(model, Levi)
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=recipe.weight_decay)
         wrapped, accelerated = accelerator.prepare(model, optimizer)
         checkpoint = folder / "checkpoint.safetensors"
@@ -142,21 +144,62 @@ class Fitter:
                 yield epoch * steps + step, shuffled[step * size : (step + 1) * size][rank::processes]
 
     def _validate(self, model: Levi, rows: Tensor, known: tuple[Tensor, Tensor]) -> float:
-        rating = model.rating(predict(model, self.prepared.features, rows, known)).clamp(*self.bounds)
-        return float((rating - self.prepared.features.value[rows]).square().double().mean().sqrt())
+        return validate(model, self.prepared.features, rows, known, self.bounds)
+
+
+def fit_by_sampling(
+    prepared: Prepared, recipe: Recipe, bounds: tuple[float, float], train: Tensor, folds: Sequence[Fold]
+) -> Fitted:
+    """Fit heads that are sampled, not descended to: there is no learning rate and no epoch to choose.
+
+    The model of one random fold is kept; grouped folds only tell what it is worth, and it is fitted again on `train`.
+    """
+    began, features, errors = time.monotonic(), prepared.features, []
+
+    def sampled(rows: Tensor, label: str) -> BilinearLevi:
+        model = new_model(prepared, recipe, features.value[rows]).to(rows.device)
+        assert isinstance(model, BilinearLevi)
+        sample_heads(model, features, rows.cpu().numpy(), recipe.seed, label)
+        return model
+
+    for k, fold in enumerate(folds):
+        assert fold.held_out is not None
+        model = sampled(fold.fitted, f"fold {k}")
+        errors.append(validate(model, features, fold.held_out, features.known_ids(fold.fitted), bounds))
+    if recipe.select != "random":
+        model = sampled(train, "refit")
+    size = prepared.shape.size
+    assert isinstance(size, FactorSize)
+    return Fitted(
+        model=model.eval(),
+        ids=features.known_ids(train),
+        learning_rate=0.0,
+        epochs=size.sampling.burn_in + size.sampling.samples,
+        curve=(float(np.mean(errors)),),
+        seconds=time.monotonic() - began,
+    )
+
+
+def validate(
+    model: Network, features: Features, rows: Tensor, known: tuple[Tensor, Tensor], bounds: tuple[float, float]
+) -> float:
+    """RMSE of the clipped predictions for some ratings."""
+    rating = model.rating(predict(model, features, rows, known)).clamp(*bounds)
+    return float((rating - features.value[rows]).square().double().mean().sqrt())
 
 
 @torch.inference_mode()
-def predict(model: Levi, features: Features, rows: Tensor, ids: tuple[Tensor, Tensor], size: int = 16_384) -> Tensor:
+def predict(model: Network, features: Features, rows: Tensor, ids: tuple[Tensor, Tensor], size: int = 16_384) -> Tensor:
     """Head ratings [len(rows), n], unclipped, of the ratings in `rows`."""
     model.eval()
     return torch.cat([model(features.batch(part, ids)) for part in torch.split(rows, size)])
 
 
-def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Levi:
+def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Network:
     """A model before its first step: seeded initial weights, the data's projections, layer weights and mean rating."""
     torch.manual_seed(recipe.seed)
-    model = Levi(prepared.shape)
+    sampled = isinstance(prepared.shape.size, FactorSize)
+    model: Network = BilinearLevi(prepared.shape) if sampled else Levi(prepared.shape)
     for projection, state in zip(model.projections(), prepared.projections, strict=True):
         projection.load_state_dict(state)
     model.weights.copy_(torch.tensor(head_weights(recipe, prepared.shape.layers)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from levi_serve.bundle import tensors
 from training.backbones import MAX_TOKENS, pooled
-from training.model import Levi, Projection
+from training.model import Levi, Network, Projection
 
 
 class JoinGraph(nn.Module):
@@ -20,7 +20,7 @@ class JoinGraph(nn.Module):
 
     inputs, outputs = tensors.JOIN, tensors.RATINGS
 
-    def __init__(self, model: Levi, bounds: tuple[float, float]) -> None:
+    def __init__(self, model: Network, bounds: tuple[float, float]) -> None:
         super().__init__()
         self.model, self.bounds = model, bounds
 
@@ -34,7 +34,7 @@ class EncoderGraph(nn.Module):
 
     inputs, outputs = tensors.ENCODER, tensors.ROW
 
-    def __init__(self, model: Levi, encoder: nn.Module) -> None:
+    def __init__(self, model: Network, encoder: nn.Module) -> None:
         super().__init__()
         self.model, self.encoder = model, encoder
 

@@ -57,7 +57,13 @@ class Source(BaseModel, frozen=True):
             "none: the scratch tower alone."
         ),
     ] = "entity"
-    size: Annotated[Literal["ref", "paper"], Field(description="Widths of tower and heads.")] = "ref"
+    size: Annotated[
+        Literal["ref", "paper", "best"],
+        Field(
+            description="Widths of tower and heads: ref and paper; best: Bayesian heads that also read the items' "
+            "categories (no learning rate, no epochs; entity views)."
+        ),
+    ] = "ref"
 
 
 class Options(Recipe, Source):

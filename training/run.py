@@ -22,11 +22,11 @@ from levi_serve.bundle.tokens import Tokenizer
 from training.backbones import Backbone, load_backbone
 from training.checkpoint import load_model, save_model, write_json
 from training.datasets import load
-from training.datasets.dataset import Dataset
+from training.datasets.dataset import Dataset, with_content
 from training.errors import UsageError
 from training.features import Prepared, prepare
-from training.fit import Fitter, Fold, head_weights, new_model
-from training.model import SIZES, Levi
+from training.fit import Fitter, Fold, fit_by_sampling, head_weights, new_model
+from training.model import SIZES, FactorSize, Network
 from training.options import Device, Options
 from training.splits import Split, genre_folds, item_folds, split
 
@@ -76,7 +76,7 @@ class Run:
     split: Split
     backbone: Backbone | None
     prepared: Prepared
-    model: Levi
+    model: Network
     ids: tuple[Tensor, Tensor]
     """Id-embedding row of each user and item, 0 where it was not in training."""
 
@@ -110,7 +110,7 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
         UsageError: `out` holds a run with other options or other data; the options do not fit data or backbone.
         RunError: the loss became infinite or NaN.
     """
-    dataset = load(options.dataset, options.data)
+    dataset = _load(options, options.data)
     parts = split(dataset, options.seed)
     fold_rows = _folds(dataset, parts, options)
     backbone = None if options.views == "none" else load_backbone(options.backbone)
@@ -125,7 +125,11 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
         prepared = prepare(dataset, parts.train, backbone, options.views, SIZES[options.size], cache, accelerate.device)
     bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
     folds = [Fold(_rows(a, accelerate), _rows(b, accelerate)) for a, b in fold_rows]
-    fitted = Fitter(prepared, options, bounds, accelerate, out / STAGES).fit(_rows(parts.train, accelerate), folds)
+    train = _rows(parts.train, accelerate)
+    if isinstance(prepared.shape.size, FactorSize):
+        fitted = fit_by_sampling(prepared, options, bounds, train, folds)
+    else:
+        fitted = Fitter(prepared, options, bounds, accelerate, out / STAGES).fit(train, folds)
     record = Record(
         **dict(plan),
         learning_rate=fitted.learning_rate,
@@ -138,7 +142,7 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
     if accelerate.is_main_process:
         save_model(out / PARAMETERS, fitted.model)
         write_json(out / RECORD, record.model_dump(mode="json"))
-        shutil.rmtree(out / STAGES)
+        shutil.rmtree(out / STAGES, ignore_errors=True)  # sampling leaves none
     return record
 
 
@@ -156,7 +160,7 @@ def open_run(folder: Path, cache: Path, device: Device, data: Path | None = None
     except ValidationError as error:
         raise UsageError(f"{folder / RECORD}: not a run record: {error.errors()[0]['msg']}") from None
     options = record.options
-    dataset = load(options.dataset, data or options.data)
+    dataset = _load(options, data or options.data)
     parts = split(dataset, options.seed)
     backbone = None if options.views == "none" else load_backbone(options.backbone)
     now = Plan(
@@ -171,6 +175,20 @@ def open_run(folder: Path, cache: Path, device: Device, data: Path | None = None
     load_model(folder / PARAMETERS, model)
     ids = prepared.features.known_ids(train)
     return Run(folder, record, dataset, parts, backbone, prepared, model.to(target).eval(), ids)
+
+
+def _load(options: Options, data: Path | None) -> Dataset:
+    """The dataset, as the size reads it.
+
+    Raises:
+        UsageError: the size needs entity views.
+    """
+    dataset = load(options.dataset, data)
+    if not isinstance(SIZES[options.size], FactorSize):
+        return dataset
+    if options.views != "entity":
+        raise UsageError(f"--size {options.size} reads a user's and an item's views apart; use --views entity")
+    return with_content(dataset)
 
 
 def data_hash(dataset: Dataset) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from levi_serve.bundle.schema import Attributes, Entity, Schema, Value
+from levi_serve.bundle.schema import Attributes, Entity, Schema, Template, Value
 
 
 @dataclass(frozen=True)
@@ -61,3 +61,16 @@ def attributes(table: pa.Table, entity: Entity, rows: Sequence[int] | None = Non
         present = {n: tuple(v) if isinstance(v, list) else v for n, v in record.items() if v is not None and v != []}
         out.append(cast("dict[str, Value]", present))
     return out
+
+
+def with_content(dataset: Dataset) -> Dataset:
+    """The same data, read more fully: items' sentences name every attribute, and all their categories have codes."""
+    item = dataset.schema.item
+    described = tuple(
+        a.model_copy(update={"embed": a.embed or a.kind == "category" or bool(a.edges)}) for a in item.attributes
+    )
+    changes = {
+        "item": item.model_copy(update={"attributes": described}),
+        "item_template": Template(clauses=tuple(f"{item.name}.{a.name}" for a in described)),
+    }
+    return replace(dataset, schema=dataset.schema.model_copy(update=changes))

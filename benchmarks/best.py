@@ -36,14 +36,16 @@ from training.datasets.dataset import Dataset, with_content
 from training.evaluate import METRICS, Evaluation, evaluate
 from training.features import prepare
 from training.fit import Fold, fit_by_sampling, predict
-from training.model import SIZES, FactorSize
+from training.model import SIZES, FactorSize, layer_weights
 from training.options import Options, Recipe, default_cache
 from training.run import fit, open_run, versions
 from training.splits import genre_folds, item_folds, split
 
 SEEDS = (0, 1, 2)
 RESULTS = Path("benchmarks/results")
-CONFIGURATION = "training/model.py"
+CONFIGURATION = ("training/model.py", "training/factors.py", "benchmarks/best.py")
+WEIGHTS = "equal"
+"""Of the heads, as chosen on the folds."""
 BEST = SIZES["best"]
 assert isinstance(BEST, FactorSize)
 
@@ -111,8 +113,13 @@ class Choose(OnData):
         rows, out = torch.from_numpy(fitted), torch.from_numpy(held_out)
         found = fit_by_sampling(prepared, Recipe(), bounds, rows, [Fold(rows, out)])
         heads = predict(found.model, prepared.features, out, found.ids).double().numpy()
+        by_weights = {
+            kind: _rmse(dataset, held_out, heads @ np.array(layer_weights(kind, heads.shape[1])))
+            for kind in ("equal", "late")
+        }
         return {
-            "rmse": _rmse(dataset, held_out, heads.mean(1)),
+            "rmse": by_weights[WEIGHTS],
+            "by_weights": by_weights,
             "heads": [_rmse(dataset, held_out, head) for head in heads.T],
         }
 
@@ -162,7 +169,12 @@ class Compare(OnData):
 
     def _levi(self, seed: int, rows: Int64Array, evaluations: list[Evaluation]) -> DoubleArray:
         folder = self.runs / f"seed-{seed}"
-        fit(Options(dataset="ml-100k", data=self.data, size="best", seed=seed), folder, self.cache, "cpu")
+        fit(
+            Options(dataset="ml-100k", data=self.data, size="best", weights=WEIGHTS, seed=seed),
+            folder,
+            self.cache,
+            "cpu",
+        )
         opened = open_run(folder, self.cache, "cpu")
         if not (folder / METRICS).exists():
             evaluate(opened)
@@ -212,9 +224,11 @@ def _row(name: str, errors: list[Errors]) -> dict[str, object]:
 
 def _committed() -> str:
     """The commit whose configuration is judged."""
-    changed = subprocess.run(["git", "status", "--porcelain", CONFIGURATION], capture_output=True, check=True)  # noqa: S607
+    changed = subprocess.run(["git", "status", "--porcelain", *CONFIGURATION], capture_output=True, check=True)  # noqa: S607
     if changed.stdout:
-        sys.exit(f"{CONFIGURATION} differs from the last commit: commit the configuration before its OOD run")
+        sys.exit(
+            f"{' or '.join(CONFIGURATION)} differs from the last commit: commit the configuration before its OOD run"
+        )
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=True, text=True)  # noqa: S607
     return head.stdout.strip()
 

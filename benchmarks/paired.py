@@ -28,7 +28,8 @@ class Errors:
         """Each item's squared errors and ratings in one part: [items] and [items]."""
         here = self.shifted == ood
         item = self.item[here]
-        return np.bincount(item, self.squared[here], items), np.bincount(item, minlength=items).astype(np.float64)
+        total = np.bincount(item, self.squared[here], items).astype(np.float64)
+        return total, np.bincount(item, minlength=items).astype(np.float64)
 
 
 def difference(ours: Sequence[Errors], theirs: Sequence[Errors], ood: bool) -> dict[str, float]:

@@ -6,6 +6,8 @@ so it is given the same. myFM also sees genres and decade. Settings are the libr
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections.abc import Callable
 
@@ -77,13 +79,14 @@ def myfm(dataset: Dataset, train: Int64Array, rows: Int64Array, seed: int) -> Pr
         return sparse.csr_matrix(sparse.hstack([users, items, content[item]]))
 
     model = MyFMRegressor(rank=FM_RANK, random_seed=seed)
-    model.fit(
-        design(train),
-        ratings.value[train].astype(np.float64),
-        n_iter=FM_SWEEPS,
-        n_kept_samples=FM_SWEEPS - 50,
-        group_shapes=[len(dataset.users), len(dataset.items), content.shape[1]],
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
+        model.fit(
+            design(train),
+            ratings.value[train].astype(np.float64),
+            n_iter=FM_SWEEPS,
+            n_kept_samples=FM_SWEEPS - 50,
+            group_shapes=[len(dataset.users), len(dataset.items), content.shape[1]],
+        )
     result: Predictions = model.predict(design(rows))
     return result
 

@@ -33,8 +33,8 @@ class Sampling(Frozen):
 
     rank: int = 4
     """K, the width of p_u and q_i."""
-    burn_in: int = 40
-    samples: int = 80
+    burn_in: int = 20
+    samples: int = 40
     kept: int = 32
     """Singular vectors kept of what content does not explain."""
     popularity: float = 1.0

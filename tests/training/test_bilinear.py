@@ -55,20 +55,15 @@ def test_heads_by_hand() -> None:
         np.testing.assert_allclose(model(batch).numpy()[0], expected, rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def best(options: Options, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return fitted(options.model_copy(update={"size": "best"}), tmp_path_factory.mktemp("best") / "run", cache)
-
-
-def test_a_run(best: Run, options: Options, cache: Path, tmp_path: Path) -> None:
+def test_a_run(best_run: Run, cache: Path, tmp_path: Path) -> None:
     """It reads items' categories, predicts as its record says, and comes out the same from the same seed."""
-    rows = torch.from_numpy(best.split.selection)
-    heads = predict(best.model, best.prepared.features, rows, best.ids)
-    error = best.model.rating(heads).clamp(*best.bounds) - best.prepared.features.value[rows]
-    assert best.record.curve == pytest.approx((float(error.square().mean().sqrt()),), abs=1e-6)
+    rows = torch.from_numpy(best_run.split.selection)
+    heads = predict(best_run.model, best_run.prepared.features, rows, best_run.ids)
+    error = best_run.model.rating(heads).clamp(*best_run.bounds) - best_run.prepared.features.value[rows]
+    assert best_run.record.curve == pytest.approx((float(error.square().mean().sqrt()),), abs=1e-6)
     assert heads.std(1).min() > 0
-    again = fitted(best.record.options, tmp_path / "again", cache)
-    for name, tensor in best.model.state_dict().items():
+    again = fitted(best_run.record.options, tmp_path / "again", cache)
+    for name, tensor in best_run.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
 
 

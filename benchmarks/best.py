@@ -44,7 +44,7 @@ from training.splits import genre_folds, item_folds, split
 SEEDS = (0, 1, 2)
 RESULTS = Path("benchmarks/results")
 CONFIGURATION = ("training/model.py", "training/factors.py", "benchmarks/best.py")
-WEIGHTS = "equal"
+WEIGHTS = "late"
 """Of the heads, as chosen on the folds."""
 BEST = SIZES["best"]
 assert isinstance(BEST, FactorSize)

@@ -92,8 +92,8 @@ def myfm(dataset: Dataset, train: Int64Array, rows: Int64Array, seed: int) -> Pr
 
 
 PEERS: dict[str, Callable[[Dataset, Int64Array, Int64Array, int], Predictions]] = {
+    "myFM + genres, decade": myfm,
+    "cornac MF": cornac_mf,
     "Surprise SVD": svd,
     "Surprise SVD++": svdpp,
-    "cornac MF": cornac_mf,
-    "myFM + genres, decade": myfm,
 }

@@ -118,7 +118,6 @@ class Choose(OnData):
             for kind in ("equal", "late")
         }
         return {
-            "rmse": by_weights[WEIGHTS],
             "by_weights": by_weights,
             "heads": [_rmse(dataset, held_out, head) for head in heads.T],
         }

@@ -90,8 +90,8 @@ class Choose(OnData):
                         seconds = round(time.monotonic() - began, 1)
                         write_json(path, {"name": name, "part": part, **found, "seconds": seconds})
                         print(name, part, found, seconds, flush=True)
-        found = [json.loads(path.read_text()) for path in sorted((self.runs / "choice").glob("*.json"))]
-        write_json(RESULTS / "best_choice.json", _facts("choose") | {"seed": 0, "rows": found})
+        rows = [json.loads(path.read_text()) for path in sorted((self.runs / "choice").glob("*.json"))]
+        write_json(RESULTS / "best_choice.json", _facts("choose") | {"seed": 0, "rows": rows})
 
     def _judges(self) -> dict[str, Callable[[Dataset, Int64Array, Int64Array], dict[str, object]]]:
         from benchmarks.peers import myfm  # noqa: PLC0415 - an extra

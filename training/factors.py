@@ -154,9 +154,11 @@ class _Gibbs:
             self.draw_hyperparameters()
             if sweep < settings.burn_in:
                 continue
-            known = np.where(self.of_user.counts[:, None] > 0, self.users, self.user_mean)
-            known = np.vstack([known, self.user_mean])  # [U + 1, d]
-            slopes = np.vstack([np.where(self.of_user.counts[:, None] > 0, self.slopes, 0), 0 * self.slopes[:1]])
+            # Who rated nothing is the mean user. What content does to all wanders between W and the slopes: count both.
+            active = self.of_user.counts[:, None] > 0
+            mean_slope = self.slopes[active[:, 0]].mean(0)
+            known = np.vstack([np.where(active, self.users, self.user_mean), self.user_mean])  # [U + 1, d]
+            slopes = np.vstack([np.where(active, self.slopes, mean_slope), mean_slope])
             joined = _with_one(known)  # b_u enters once, with weight 1
             fixed += joined @ self.regression.T
             fixed[:, 0] += known[:, 0]

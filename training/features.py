@@ -15,7 +15,7 @@ from levi_serve.bundle.prompt import entity_sentence, pair_sentence
 from levi_serve.bundle.schema import Attributes, Vocabulary, build_vocabulary, encode
 from training.backbones import Backbone
 from training.datasets.dataset import Dataset, attributes
-from training.model import Batch, Projection, Shape, Size
+from training.model import Batch, FactorSize, Projection, Shape, Size
 from training.options import ViewKind
 from training.views import Views, compute_views
 
@@ -75,7 +75,7 @@ def prepare(
     train: Int64Array,
     backbone: Backbone | None,
     views: ViewKind,
-    size: Size,
+    size: Size | FactorSize,
     cache: Path,
     device: torch.device,
 ) -> Prepared:

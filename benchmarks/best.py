@@ -126,6 +126,8 @@ class Choose(OnData):
 class Compare(OnData):
     """Fit, evaluate on test and OOD, and compare; runs and peers that are there are not fitted again."""
 
+    peers: Annotated[tuple[str, ...], Field(description="Only these peers; all by default.")] = ()
+
     def __call__(self) -> None:
         """Print the table and write the figures."""
         commit = _committed()
@@ -188,6 +190,8 @@ class Compare(OnData):
         models = {"shrunk user mean": lambda d, a, b, _: user_mean(d, a, b), "ridge": lambda *a: ridge(*a)[0], **PEERS}
         found = {}
         for name, model in models.items():
+            if self.peers and name not in self.peers:
+                continue
             path = self.runs / "peers" / f"{name}, {seed}.npy"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)

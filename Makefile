@@ -45,14 +45,14 @@ $(VENV)/train.done: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/test.done: $(VENV)/train.done
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test,deploy]"
 	touch $@
 
 # The fonts are for screenshots. With systemd, Debian starts what it installs.
 $(VENV)/system.done: $(VENV)/test.done
 	apt-get update
 	apt-get install --yes --no-install-recommends chromium-headless-shell fonts-noto-core prometheus redis-server
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test,system]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test,deploy,system]"
 	touch $@
 
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -21,6 +22,10 @@ from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
 from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
+from levi_serve.monitor.detector import Detector
+from levi_serve.monitor.metrics import MonitorCollector
+from levi_serve.monitor.streams import threshold
+from levi_serve.monitor.watch import Monitor, state_file
 from levi_serve.observer import Observer
 from levi_serve.page.router import build_page
 from levi_serve.predictor import PairReader, entity_feeds
@@ -28,6 +33,7 @@ from levi_serve.problems import handle_problems, problem_schemas
 from levi_serve.proof import prove
 from levi_serve.recommend import Recommender
 from levi_serve.routes import build_router, methods_by_path
+from levi_serve.routes_monitor import build_monitor_router
 from levi_serve.routes_recommend import build_recommend_router
 from levi_serve.settings import ServeSettings
 from levi_serve.store import Store, TableStore
@@ -58,7 +64,7 @@ def build_app(settings: ServeSettings, live: Live, metrics: Metrics, replaces: b
         with suppress(asyncio.CancelledError):
             await loading
         if live.service:
-            await live.service.engine.close()
+            await live.service.close()
 
     app = FastAPI(
         title="LEVI Serve",
@@ -70,6 +76,7 @@ def build_app(settings: ServeSettings, live: Live, metrics: Metrics, replaces: b
     )
     router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
     router.include_router(build_recommend_router(live, settings.max_body_bytes, settings.timeout_ms / 1000))
+    router.include_router(build_monitor_router(live, settings.monitor_days, settings.monitor_rate))
     app.include_router(router)
     app.include_router(build_page())
     if settings.token:
@@ -97,10 +104,26 @@ async def bring_up(settings: ServeSettings, metrics: Metrics) -> Service:
     lists = RecommendWire(version.manifest, version.examples[0], settings.max_k, settings.max_pairs)
     engine = _engine(version, await _store(version, settings, metrics), wire, settings, metrics)
     try:
-        return Service(version, engine, wire, lists, await prove(version, engine))
+        difference = await prove(version, engine)
+        monitor = _monitor(version, settings, metrics)
     except BaseException:
         await engine.close()
         raise
+    if monitor is not None:
+        engine.watch(monitor)  # only now: golden examples are no traffic
+    return Service(version, engine, wire, lists, difference, monitor)
+
+
+def _monitor(version: Version, settings: ServeSettings, metrics: Metrics) -> Monitor | None:
+    """What watches this version; workers of one server share its state."""
+    if not settings.monitor:
+        return None
+    folder = settings.monitor_state or metrics.shared
+    path = None if folder is None else state_file(folder, version.manifest, version.reference)
+    detector = Detector.of(version.reference, threshold(settings.monitor_days, settings.monitor_rate))
+    monitor = Monitor(version.reference, detector, path)
+    metrics.show_monitor(MonitorCollector(monitor))
+    return monitor
 
 
 async def _store(version: Version, settings: ServeSettings, metrics: Metrics) -> Store:
@@ -153,6 +176,7 @@ async def _load(settings: ServeSettings, live: Live, metrics: Metrics) -> None:
         live.fail(f"loading the model failed: {error}")
         log.exception("not ready")
     else:
+        gc.freeze()  # what was loaded stays: no collection needs to go through it
         live.start(service)
         took = time.perf_counter() - start
         manifest = service.version.manifest

@@ -56,13 +56,21 @@ class Encoder:
         self._unknown = unknown
 
     def rows(self, entities: Sequence[NewEntity]) -> list[HalfArray]:
-        """A row [width] for each entity, rounded as stored ones are, so that both give the same rating."""
+        """A row [width] for each entity."""
+        return self.run(self.read(entities))
+
+    def read(self, entities: Sequence[NewEntity]) -> dict[str, AnyArray]:
+        """The graph's inputs: sentences become tokens here."""
         sentences = [entity_sentence(self._schema, side, attributes) for side, attributes in entities]
         input_ids, mask = self._tokenizer.pad(self._tokenizer.encode(sentences))
         sides = np.array([side for side, _ in entities], dtype=np.int64)
         codes = np.concatenate([self._codes(*entity) for entity in entities])
         feeds: tuple[AnyArray, ...] = (input_ids, mask, self._unknown[sides], codes, sides)
-        (rows,) = self._graph.run(dict(zip(ENCODER, feeds, strict=True)))
+        return dict(zip(ENCODER, feeds, strict=True))
+
+    def run(self, feeds: dict[str, AnyArray]) -> list[HalfArray]:
+        """Rows, rounded as stored ones are, so that both give the same rating."""
+        (rows,) = self._graph.run(feeds)
         return list(rows.astype(STORED))
 
     def _codes(self, side: int, attributes: Attributes) -> Int64Array:

@@ -14,7 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import orjson
@@ -22,10 +23,12 @@ import orjson
 from levi_serve.batcher import Batcher, Job, Queue
 from levi_serve.bundle import AnyArray, BoolArray, Int8Array
 from levi_serve.bundle.rows import HalfArray
+from levi_serve.bundle.tensors import MASK
 from levi_serve.cores import lower_priority
 from levi_serve.encoder import Encoder, NewEntity
 from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError, UnsupportedError
 from levi_serve.metrics import Metrics
+from levi_serve.monitor.watch import Monitor
 from levi_serve.predictor import (
     Encoded,
     GivenPair,
@@ -34,6 +37,7 @@ from levi_serve.predictor import (
     PairReader,
     PairText,
     Predictor,
+    Probe,
     Scores,
     entity_feeds,
     ids_of,
@@ -46,6 +50,7 @@ from levi_serve.store import Given, Side, State, Store
 if TYPE_CHECKING:  # the core runs without the web framework that the edge brings along
     from levi_serve.wire import Wire
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _PERMITS = 4
@@ -82,6 +87,9 @@ class Engine(ABC):
         self._limits = limits
         self._metrics = metrics
         self._count_lookups = metrics.count_lookups()
+        self._score: Batcher[Any, bytes]
+        """The last lane of every prediction."""
+        self._monitor: Monitor | None = None
         self._threads: list[ThreadPoolExecutor] = []
         self._lanes: list[Batcher[Any, Any]] = []
         """In the order in which a request passes them, so that closing one after the other answers all of it."""
@@ -109,11 +117,24 @@ class Engine(ABC):
 
         """
 
+    def admit(self, deadline: float) -> None:
+        """Before a list is read: reading one costs so much that it is not done for a list that is then refused.
+
+        Raises:
+            OverloadedError: there may be no room for it. Half of the queue is enough for the longest.
+
+        """
+        self._score.admit(self._limits.max_queue // 2, deadline, perf_counter())
+
     async def rank(self, user: Given, items: Sequence[Given], deadline: float = math.inf) -> list[bytes]:
         """Predictions for these items, best first; raises what `predict` raises."""
         answers = await self.predict([GivenPair(user, item) for item in items], deadline)
         ratings = [orjson.loads(answer)["rating"] for answer in answers]
         return [answers[place] for place in ranked(items, ratings)]
+
+    def watch(self, monitor: Monitor) -> None:
+        """Show the monitor every prediction from now on, but those of recommendations: nobody asked for these items."""
+        self._monitor = monitor
 
     async def close(self) -> None:
         """Answer what was accepted and end."""
@@ -133,8 +154,9 @@ class Engine(ABC):
     ) -> Any:
         """A batcher whose queue and runs are in the metrics."""
         observe = self._metrics.observe_batches(name)
-        lane = Batcher[Any, Any](run, queue, max_queue or self._limits.max_queue, observe, permits)
-        self._metrics.watch_queue(name, lambda: lane.waiting)
+        limit = max_queue or self._limits.max_queue
+        lane = Batcher[Any, Any](run, queue, limit, observe, permits, self._metrics.count_shed(name))
+        self._metrics.watch_queue(name, lambda: lane.waiting, limit)
         self._lanes.append(lane)
         return lane
 
@@ -166,11 +188,32 @@ class Engine(ABC):
     ) -> list[bytes | Exception]:
         """One per pair. `trained` and `state` [B] are the user's and the item's."""
         degraded = state[0].any() or state[1].any()
+        if self._monitor is not None:
+            self._show(self._monitor, pairs, scores, trained, (state[0] | state[1]) == State.FOUND)
         answers: list[Any] = self._wire.answers(pairs, scores, trained, state if degraded else None)
         if not scores.usable.all():
             for i in np.flatnonzero(~scores.usable).tolist():
                 answers[i] = ModelOutputError()
         return answers
+
+    @staticmethod
+    def _show(
+        monitor: Monitor,
+        pairs: Sequence[Pair],
+        scores: Scores,
+        trained: tuple[BoolArray, BoolArray],
+        found: BoolArray,
+    ) -> None:
+        """The pairs that clients asked for and of which both sides were `found` [B]."""
+        users: list[Any] = [pair[0].row.tobytes() if isinstance(pair[0], Encoded) else pair[0] for pair in pairs]
+        if Probe in map(type, pairs):
+            found &= [type(pair) is not Probe for pair in pairs]
+        if found.all():
+            monitor.observe(users, scores.watched, scores.heads, scores.usable, trained)
+        elif found.any():
+            users = [users[i] for i in np.flatnonzero(found).tolist()]
+            of = scores.watched[found], scores.heads[found], scores.usable[found]
+            monitor.observe(users, *of, (trained[0][found], trained[1][found]))
 
     def _missing(self, pair: Sequence[Known], states: Sequence[int]) -> ServeError | None:
         """Why a pair, or a user alone, cannot be rated, from the states of the sides."""
@@ -201,12 +244,19 @@ class EntityEngine(Engine):
         """One version's parts; without a table of items nothing can be recommended."""
         super().__init__(store, wire, limits, metrics)
         self._predictor = predictor
-        encode = self._threaded("encode", encoder.rows)
+        self._encoder = encoder
+        self._inferred = {lane: metrics.observe_inference(lane) for lane in ("encode", "recommend", "score")}
+        self._tokenised, self._tokens = metrics.observe_tokenising("encode"), metrics.count_tokens("encode")
+        encode = self._threaded("encode", self._encoded)
         self._encode: Batcher[NewEntity, HalfArray] = self._lane("encode", encode, Turns(limits.encode_batch))
         self._recommender = recommender
         best = self._threaded("recommend", self._best)
         self._recommend: Batcher[_Ask, list[bytes]] = self._lane("recommend", best, Turns(1), max_queue=_MAX_ASKS)
-        self._score: Batcher[Pair, bytes] = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
+        self._score = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
+
+    def crowded(self, deadline: float, now: float) -> int:
+        """0, or the seconds after which a pair that `put` would refuse may be tried again."""
+        return self._score.crowded(1, deadline, now)
 
     def put(self, pair: Pair, deadline: float, reply: Callable[[list[bytes] | Exception], None]) -> Job[Pair, bytes]:
         """`predict` for one pair of ids, without a task or a future; `reply` is called later with the answer.
@@ -229,14 +279,12 @@ class EntityEngine(Engine):
             for side, given in enumerate(pair)
             if isinstance(given, Mapping)
         }
-        if not new:
-            return [Pair(*pair) for pair in pairs]  # nothing new
-        rows = await self._rows(new, deadline)
+        rows = await self._rows(new, deadline) if new else {}
 
         def known(side: int, given: Given | Encoded) -> Known:
             return Encoded(given, rows[_key(side, given)]) if isinstance(given, Mapping) else given
 
-        return [Pair(known(0, pair.user), known(1, pair.item)) for pair in pairs]
+        return [_kind(pair)(known(0, pair.user), known(1, pair.item)) for pair in pairs]
 
     async def _rows(self, new: Mapping[bytes, NewEntity], deadline: float) -> dict[bytes, HalfArray]:
         """The row [W] of each new entity, by its key."""
@@ -248,9 +296,14 @@ class EntityEngine(Engine):
             self._store.remember(key, row)
         return rows
 
+    def _encoded(self, entities: Sequence[NewEntity]) -> list[HalfArray]:
+        feeds = _timed(self._tokenised, self._encoder.read, entities)
+        self._tokens(feeds[MASK])
+        return _timed(self._inferred["encode"], self._encoder.run, feeds)
+
     async def _run(self, pairs: Sequence[Pair]) -> list[bytes | Exception]:
         users, items = await self._look_up([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-        scores = self._predictor.score(entity_feeds(users.rows, items.rows))
+        scores = _timed(self._inferred["score"], self._predictor.score, entity_feeds(users.rows, items.rows))
         answers = self._answers(pairs, scores, (users.trained, items.trained), (users.state, items.state))
         for i in np.flatnonzero(users.state | items.state).tolist():
             answers[i] = self._missing(pairs[i], (users.state[i], items.state[i])) or answers[i]
@@ -286,7 +339,9 @@ class EntityEngine(Engine):
 
     def _recommended(self, recommender: Recommender, ask: _Ask) -> list[bytes]:
         side, items = ask.side, recommender.items
-        best = recommender.top(side.rows[0], ask.k, ask.exclude, lambda: not ask.over)
+        best = _timed(
+            self._inferred["recommend"], recommender.top, side.rows[0], ask.k, ask.exclude, lambda: not ask.over
+        )
         self._metrics.left_out(best.unusable)
         numbers = best.numbers.tolist()
         trained = side.trained.repeat(len(numbers)), items.trained[best.numbers]
@@ -334,16 +389,19 @@ class PairEngine(Engine):
         """`unknown` [2, W] are the rows of an entity without id, user and item."""
         super().__init__(store, wire, limits, metrics)
         self._predictor, self._reader, self._unknown = predictor, reader, unknown
+        self._tokenised, self._tokens = metrics.observe_tokenising("tokenise"), metrics.count_tokens("score")
+        self._inferred = metrics.observe_inference("score")
         self._tokenise = self._threaded("tokenise", self._texts)
         self._read: Batcher[Pair, _Read] = self._lane("tokenise", self._look_up_and_read, Turns(_READ_BATCH), 2)
         line = Lengths[_Read, bytes](
             lambda read: len(read.text.tokens), limits.max_batch, limits.max_tokens, window=8 * limits.max_batch
         )
-        self._score: Batcher[_Read, bytes] = self._lane("score", self._threaded("score", self._run), line)
+        self._score = self._lane("score", self._threaded("score", self._run), line)
 
     async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
-        """Through both lanes."""
-        known = [Pair(self._known(0, pair.user), self._known(1, pair.item)) for pair in pairs]
+        """Through both lanes; where the second has no room, nothing is read for it."""
+        self._score.admit(len(pairs), deadline, perf_counter())
+        known = [_kind(pair)(self._known(0, pair.user), self._known(1, pair.item)) for pair in pairs]
         return await self._score.submit(await self._read.submit(known, deadline), deadline)
 
     async def recommend(self, user: Given, k: int, exclude_rated: bool, deadline: float = math.inf) -> list[bytes]:
@@ -366,20 +424,36 @@ class PairEngine(Engine):
         trained = list(zip(*(side.trained.tolist() for side in sides), strict=True))
         errors = list(map(self._missing, pairs, states))
         usable = [i for i, error in enumerate(errors) if error is None]
-        texts = dict(zip(usable, self._reader.read([_given(pairs[i]) for i in usable], sides, usable), strict=True))
+        given = [_given(pairs[i]) for i in usable]
+        texts = dict(zip(usable, _timed(self._tokenised, self._reader.read, given, sides, usable), strict=True))
         return [
             error or _Read(pair, texts[i], trained[i], states[i])
             for i, (pair, error) in enumerate(zip(pairs, errors, strict=True))
         ]
 
     def _run(self, reads: Sequence[_Read]) -> list[bytes | Exception]:
-        scores = self._predictor.score(self._reader.feeds([read.text for read in reads]))
+        feeds = self._reader.feeds([read.text for read in reads])
+        self._tokens(feeds[MASK])
+        scores = _timed(self._inferred, self._predictor.score, feeds)
         trained, state = np.array([read.trained for read in reads]).T, np.array([read.state for read in reads]).T
         return self._answers([read.pair for read in reads], scores, (trained[0], trained[1]), (state[0], state[1]))
 
 
+def _timed(observe: Callable[[float], None], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do some work; `observe` hears how many seconds it took."""
+    start = perf_counter()
+    done = work(*args, **kwargs)
+    observe(perf_counter() - start)
+    return done
+
+
 def _given(pair: Pair) -> GivenPair:
     return GivenPair(*(known.given if isinstance(known, Encoded) else known for known in pair))
+
+
+def _kind(pair: GivenPair | Pair) -> type[Pair]:
+    """What a looked-up pair is made as: one that no client asked for stays so."""
+    return Probe if isinstance(pair, Probe) else Pair
 
 
 def _key(side: int, attributes: Mapping[str, Any]) -> bytes:

@@ -47,13 +47,18 @@ def listen(listener: socket.socket) -> None:
         raise _unavailable(host, port, error) from None
 
 
-def accept_all(listener: socket.socket) -> list[socket.socket]:
-    """The clients that have connected and wait: when the listener closes, the kernel resets their lines."""
+def stop_listening(listener: socket.socket) -> list[socket.socket]:
+    """Refuse new clients, and return those that have connected and wait: the kernel would reset their lines.
+
+    The shutdown works at once and on every copy of the socket. A mere close leaves the event loop's copy listening
+    until its next turn, and whoever connects meanwhile is reset.
+    """
     listener.setblocking(False)
     waiting = []
     with suppress(BlockingIOError):
         while True:
             waiting.append(listener.accept()[0])
+    listener.shutdown(socket.SHUT_RDWR)
     return waiting
 
 

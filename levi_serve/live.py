@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from levi_serve.engine import Engine
 from levi_serve.errors import NotReadyError
 from levi_serve.metrics import Metrics
+from levi_serve.monitor.watch import Monitor
 from levi_serve.versions import Version
 from levi_serve.wire import Wire
 from levi_serve.wire_recommend import RecommendWire
@@ -25,6 +26,13 @@ class Service:
     lists: RecommendWire
     golden_difference: float
     """Largest difference between a replayed golden rating and the recorded one."""
+    monitor: Monitor | None
+
+    async def close(self) -> None:
+        """Answer what was accepted, note what was watched, and end."""
+        await self.engine.close()
+        if self.monitor is not None:
+            self.monitor.close()
 
 
 class Live:

@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from levi_serve.bundle import AnyArray
 from levi_serve.store import Counts
 
 Observe = Callable[[float], None]
@@ -26,8 +27,9 @@ Observe = Callable[[float], None]
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SIDES = ("user", "item")
-_SHEDDING = ("overloaded", "deadline", "not-ready")
-"""Problems that mean too much load: alerts look at them from the start."""
+_PROBLEMS = ("overloaded", "deadline", "not-ready", "row-unavailable", "model-output", "internal")
+"""Those that are not the client's doing: alerts look at them from the start."""
+_SHEDS = ("full", "late", "gone")
 _REDIS_FAILURES = ("call", "write", "dropped")
 _TIERS = tuple(field.name for field in fields(Counts))
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
@@ -74,6 +76,23 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._tokenising = Histogram(
+            "levi_tokenise_duration_seconds",
+            "Time in which one model run's entities or pairs became token ids.",
+            ["lane"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._inference = Histogram(
+            "levi_infer_duration_seconds",
+            "Time of the graph in one model run; of a whole pass through the catalogue in the lane `recommend`.",
+            ["lane"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "levi_tokens", "Tokens that went through the backbone.", ["lane", "kind"], registry=registry
+        )
         self._waits = Histogram(
             "levi_queue_wait_seconds",
             "How long the oldest item of a model run had waited for it.",
@@ -87,6 +106,19 @@ class Metrics:
             ["lane"],
             registry=registry,
             multiprocess_mode="livesum",
+        )
+        self._limit = Gauge(
+            "levi_queue_limit",
+            "Items that may wait for a model run; more are refused.",
+            ["lane"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._shed = Counter(
+            "levi_shed_items",
+            "Items that were given up without an answer.",
+            ["lane", "reason"],
+            registry=registry,
         )
         self._lookups = Counter(
             "levi_store_lookups",
@@ -129,7 +161,7 @@ class Metrics:
             registry=registry,
         )
         for counter, labels in (
-            (self._errors, _SHEDDING),
+            (self._errors, _PROBLEMS),
             (self._lookups, _TIERS),
             (self._redis_errors, _REDIS_FAILURES),
             (self._degraded, _SIDES),
@@ -138,15 +170,19 @@ class Metrics:
                 counter.labels(label)  # a rate needs the zero that came before the first event
         self._tiers = {tier: self._lookups.labels(tier) for tier in _TIERS}
         self._observers: dict[tuple[str, str, str], Observe] = {}
+        self._problems: dict[str, Callable[[], None]] = {}
         self._depths: dict[str, Callable[[], int]] = {}
         self._serving: Gauge | None = None
         self._show_redis: Callable[[], None] = lambda: None
+        self._monitor: Collector | None = None
 
     def request(self, route: str, method: str, status: str, seconds: float) -> None:
         """Count one answered request under the route's template."""
+        if method not in _METHODS:
+            method = "other"
         observe = self._observers.get((route, method, status))
         if observe is None:
-            observe = self._observer(route, method if method in _METHODS else "other", status)
+            observe = self._observer(route, method, status)
         observe(seconds)
 
     def _observer(self, route: str, method: str, status: str) -> Observe:
@@ -157,7 +193,10 @@ class Metrics:
 
     def problem(self, name: str) -> None:
         """Count one problem by its kind."""
-        self._errors.labels(name).inc()
+        count = self._problems.get(name)
+        if count is None:
+            count = self._problems[name] = self._errors.labels(name).inc
+        count()
 
     def observe_batches(self, lane: str) -> Callable[[int, float, float], None]:
         """What a batcher calls with the size, the duration [s] and the oldest item's wait [s] of each run."""
@@ -172,9 +211,38 @@ class Metrics:
 
         return observe
 
-    def watch_queue(self, lane: str, depth: Callable[[], int]) -> None:
-        """Read a queue's depth whenever the metrics are read; other workers read what it was after the last run."""
+    def observe_tokenising(self, lane: str) -> Observe:
+        """What hears of the time [s] in which one run's sentences became token ids."""
+        observe: Observe = self._tokenising.labels(lane).observe
+        return observe
+
+    def observe_inference(self, lane: str) -> Observe:
+        """What hears of the time [s] of one run's graph."""
+        observe: Observe = self._inference.labels(lane).observe
+        return observe
+
+    def count_tokens(self, lane: str) -> Callable[[AnyArray], None]:
+        """What a backbone calls with the attention mask [B, T] of each run."""
+        real, padding = self._tokens.labels(lane, "real"), self._tokens.labels(lane, "padding")
+
+        def count(mask: AnyArray) -> None:
+            told = int(mask.sum())
+            real.inc(told)
+            padding.inc(mask.size - told)
+
+        return count
+
+    def count_shed(self, lane: str) -> Callable[[str, int], None]:
+        """What a batcher calls with the reason and number of items that it gives up."""
+        counters = {reason: self._shed.labels(lane, reason) for reason in _SHEDS}
+        return lambda reason, items: counters[reason].inc(items)
+
+    def watch_queue(self, lane: str, depth: Callable[[], int], limit: int) -> None:
+        """Read a queue's depth whenever the metrics are read; other workers read what it was after the last run. At
+        most `limit` items wait in it.
+        """
         self._depths[lane] = depth
+        self._limit.labels(lane).set(limit)
 
     def count_lookups(self) -> Callable[[Counts], None]:
         """What counts one store's look-ups when it is shown how many there have been."""
@@ -219,6 +287,18 @@ class Metrics:
             self._serving.set(0)
         self._serving = self._model.labels(model, str(version), views)
         self._serving.set(1)
+
+    def show_monitor(self, monitor: Collector) -> None:
+        """Read the monitor's metrics with all others; only that of the version in service."""
+        if self._monitor is not None:
+            self._registry.unregister(self._monitor)
+        self._monitor = monitor
+        self._registry.register(monitor)
+
+    @property
+    def shared(self) -> Path | None:
+        """Folder of what workers share."""
+        return self._shared
 
     def ready(self, ready: bool) -> None:
         """Whether the server takes traffic."""

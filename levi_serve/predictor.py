@@ -12,9 +12,10 @@ from levi_serve.backends.onnx import Graph, Tensor
 from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, FloatArray, Int64Array
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.prompt import pair_sentence
+from levi_serve.bundle.reference import Reference
 from levi_serve.bundle.rows import STORED, HalfArray, Id
 from levi_serve.bundle.schema import Attributes, encode
-from levi_serve.bundle.scores import quantile, spread
+from levi_serve.bundle.scores import SUPPORT, quantile
 from levi_serve.bundle.tensors import JOIN, PAIR, RATINGS
 from levi_serve.bundle.tokens import Tokenizer
 from levi_serve.encoder import pad_codes
@@ -51,6 +52,10 @@ class Pair(NamedTuple):
     item: Known
 
 
+class Probe(Pair):
+    """A pair that no client asked for: the monitor is not shown it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """What the model says of B pairs, rounded as answers show it."""
@@ -65,40 +70,48 @@ class Scores:
     """[B], share of in-distribution pairs that score below this one, 0 to 1."""
     usable: BoolArray
     """[B], whether all of it is finite."""
+    watched: FloatArray
+    """[B, S], the monitor's scores, not rounded."""
 
 
 class Predictor:
     """The `levi` graph and the scores of its ratings. Nothing in it waits: callers decide on threads and batches."""
 
-    def __init__(self, graph: Graph, reference: FloatArray) -> None:
-        """`reference` is the sorted in-distribution spread of the heads."""
+    def __init__(self, graph: Graph, reference: Reference, score: str) -> None:
+        """`score` is the one of the reference's scores that `ood_score` is the quantile of."""
         self._graph = graph
-        self._reference = reference
+        self._scorer = reference.scorer
+        self._column = reference.names.index(score)
+        self._table = reference.tables[score]
+        self._support = SUPPORT[0] in reference.names
 
     def score(self, feeds: dict[str, AnyArray]) -> Scores:
         """One graph run."""
         heads, ratings = self._graph.run(feeds)
-        spreads = spread(heads)
+        # Where rows tell the support of an entity, it is their last column.
+        user, item = JOIN
+        support = (feeds[user][:, -1], feeds[item][:, -1]) if self._support else None
+        watched = self._scorer(heads, support)
         n = heads.shape[1]
         shown = np.empty(
             (len(heads), n + 3)
         )  # one array: rounding four would cost more than the small batch's model run
-        shown[:, :n], shown[:, n], shown[:, n + 1] = heads, ratings, spreads
-        shown[:, n + 2] = quantile(self._reference, spreads)
+        shown[:, :n], shown[:, n], shown[:, n + 1] = heads, ratings, watched[:, 0]
+        shown[:, n + 2] = quantile(self._table, watched[:, self._column])
         usable: BoolArray = np.asarray(np.isfinite(shown).all(axis=1))
         shown.round(DECIMALS, out=shown)
-        return Scores(shown[:, n], shown[:, :n], shown[:, n + 1], shown[:, n + 2], usable)
+        return Scores(shown[:, n], shown[:, :n], shown[:, n + 1], shown[:, n + 2], usable, watched)
 
 
 def entity_tensors(manifest: Manifest) -> list[Tensor]:
     """Inputs of the `levi` graph of entity views: each entity's row already holds what the backbone says of it."""
-    return [Tensor(name, "float32", manifest.layout.width) for name in JOIN]
+    return [Tensor(name, "float16", manifest.layout.width) for name in JOIN]
 
 
 def entity_feeds(users: HalfArray, items: HalfArray) -> dict[str, AnyArray]:
-    """Rows [B, W] of both sides."""
+    """Rows of both sides as they are stored: items' [B, W], users' [B, W] or one [1, W] for all items."""
     user_row, item_row = JOIN
-    return {user_row: users.astype(np.float32, copy=False), item_row: items.astype(np.float32, copy=False)}
+    return {user_row: users, item_row: items}
 
 
 class PairText(NamedTuple):

@@ -40,7 +40,7 @@ class Recommender:
     def __init__(
         self, score: Callable[[AnyArray, AnyArray], Scores], items: Table, users: Table | None, rated: Rated | None
     ) -> None:
-        """`score` rates pairs by the rows [B, W] of both sides. `rated` is about rows of `users`."""
+        """`score` rates items by the user's row [1, W] and theirs [B, W]. `rated` is about rows of `users`."""
         self._score = score
         self.items = items
         self._users = users
@@ -75,14 +75,13 @@ class Recommender:
         count = len(self.items)
         allowed = np.ones(count, np.bool_)
         allowed[exclude] = False
-        # Converted once: a chunk of rows from fp16 costs as much as the graph does.
-        users = np.tile(user.astype(np.float32), (min(CHUNK, count), 1))
+        user = user[np.newaxis]
         best: Best | None = None
         for start in range(0, count, CHUNK):
             if not wanted():
                 raise DeadlineError
             rows = self.items.rows[start : min(start + CHUNK, count)]
-            scores = self._score(users[: len(rows)], rows)
+            scores = self._score(user, rows)
             found = _found(start, scores, allowed[start : start + len(rows)])
             best = _cut(_joined(best, found) if best else found, k)
         assert best is not None  # a catalogue has an item
@@ -129,4 +128,4 @@ def _picked(scores: Scores, places: AnyArray) -> Scores:
 
 
 def _columns(scores: Scores) -> tuple[AnyArray, ...]:
-    return scores.rating, scores.heads, scores.disagreement, scores.ood_score, scores.usable
+    return scores.rating, scores.heads, scores.disagreement, scores.ood_score, scores.usable, scores.watched

@@ -13,6 +13,7 @@ from levi_serve.errors import NotReadyError, OverloadedError, UnknownIdError
 from levi_serve.exchange import deadline_of, json_response, read_json, unless_gone
 from levi_serve.live import Live, Service, Status
 from levi_serve.metrics import Metrics
+from levi_serve.predictor import Probe
 from levi_serve.problems import documented
 
 
@@ -79,6 +80,7 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         """Ratings of many pairs, in order. A new user or item is given by its attributes in place of an id."""
         service = live.current()
         deadline = deadline_of(request, timeout_s)
+        service.engine.admit(deadline)
         pairs = service.wire.body(await read_json(request, max_body_bytes))
         try:
             answers = await unless_gone(request, service.engine.predict(pairs, deadline))
@@ -99,7 +101,8 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         if live.status != "ready":
             raise NotReadyError(live.reason)
         try:
-            await service.engine.predict(service.version.examples[:1])
+            first = service.version.examples[0]  # by ids
+            await service.engine.predict([Probe(*first)])  # type: ignore[arg-type]
         except OverloadedError:
             pass
         except Exception as error:

@@ -12,7 +12,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from levi_serve.listener import BACKLOG, accept_all
+from levi_serve.listener import BACKLOG, stop_listening
 from levi_serve.live import Live
 from levi_serve.protocol import Protocol
 
@@ -98,7 +98,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening. Who is connected by then and has sent a request, or is about to, is answered."""
-        waiting = [line for listener in sockets or () for line in accept_all(listener)]
+        waiting = [line for listener in sockets or () for line in stop_listening(listener)]
         for server in self.servers:
             server.close()
         for listener in sockets or ():

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from levi_serve.backends.binding import BoundGraph
 from levi_serve.backends.onnx import Device, Graph
 from levi_serve.bundle import FloatArray
 from levi_serve.bundle.golden import Golden, GoldenEntity, read_golden
 from levi_serve.bundle.manifest import NAME, BundleError, Manifest, read_manifest
 from levi_serve.bundle.rated import Rated
+from levi_serve.bundle.reference import FILE as REFERENCE
+from levi_serve.bundle.reference import Reference, read_reference
 from levi_serve.bundle.rows import STORED, HalfArray, Table
-from levi_serve.bundle.scores import SCORE
+from levi_serve.bundle.scores import ONE_SIDED
 from levi_serve.bundle.tokens import Tokenizer
 from levi_serve.encoder import Encoder, encoder_tensors
 from levi_serve.predictor import GivenPair, PairReader, Predictor, entity_tensors, rating_tensors
@@ -26,7 +29,7 @@ _TABLE = ("ids.npy", "rows.npy", "trained.npy", "attributes.jsonl", "offsets.npy
 _FILES = (
     "model.onnx",
     "tokenizer.json",
-    "monitor.npz",
+    REFERENCE,
     "golden.jsonl",
     "unknown_rows.npy",
     "rated.offsets.npy",
@@ -48,6 +51,8 @@ class Version:
     """Entity views."""
     unknown: HalfArray
     """[2, W], the rows of a user and an item without id and attributes."""
+    reference: Reference
+    """What the monitor's scores are like in distribution."""
     rated: Rated | None
     """What users rated in training."""
     golden: tuple[Golden, ...]
@@ -89,8 +94,6 @@ def load(
     folder = repository / name / str(version)
     encoder_folder = repository / f"{name}_encoder" / str(version)
     _require_listed(manifest, repository, folder, encoder_folder)
-    if manifest.score != SCORE:
-        raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server computes ('{SCORE}')")
     names = [entity.name for entity in manifest.schema_.entities]
     if strange := set(elsewhere) - set(names):
         raise BundleError(f"{folder / NAME}: has no entity '{min(strange)}'; there are {' and '.join(names)}")
@@ -98,27 +101,46 @@ def load(
         None if entity in elsewhere else _open_table(folder, f"{entity}s", manifest.layout.width) for entity in names
     )
     tokenizer = _open_tokenizer(folder / "tokenizer.json", manifest)
+    kind = Graph if device == "cpu" else BoundGraph
     encoder = None
     if manifest.views == "entity":
         # Two rows and a few small products: a second thread would cost more than it does.
-        graph = Graph(folder / "model.onnx", entity_tensors(manifest), rating_tensors(manifest), device, threads=1)
+        graph = kind(folder / "model.onnx", entity_tensors(manifest), rating_tensors(manifest), device, threads=1)
         unknown = _array(folder / "unknown.npy")
         inputs, rows = encoder_tensors(manifest, unknown.shape[-1])
-        encoder_graph = Graph(encoder_folder / "model.onnx", inputs, rows, device, threads)
+        encoder_graph = kind(encoder_folder / "model.onnx", inputs, rows, device, threads)
         encoder = Encoder(manifest, tokenizer, encoder_graph, unknown)
     else:
-        graph = Graph(folder / "model.onnx", PairReader.tensors(manifest), rating_tensors(manifest), device, threads)
+        graph = kind(folder / "model.onnx", PairReader.tensors(manifest), rating_tensors(manifest), device, threads)
+    graph_digest = manifest.files[f"{name}/{version}/model.onnx"]
+    reference = read_reference(folder, graph_digest, manifest.layers, manifest.layout.support > 0)
+    if manifest.score not in reference.names or manifest.score not in ONE_SIDED:
+        known = ", ".join(score for score in ONE_SIDED if score in reference.names)
+        raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server reports ({known})")
     return Version(
         manifest,
         folder,
         (users, items),
         tokenizer,
-        Predictor(graph, _array(folder / "monitor.npz", manifest.score)),
+        Predictor(graph, reference, manifest.score),
         encoder,
         _unknown_rows(folder / "unknown_rows.npy", manifest.layout.width),
+        reference,
         _open_rated(folder, users, items) if users is not None and items is not None else None,
         tuple(read_golden(folder / "golden.jsonl", manifest.layout.width)),
     )
+
+
+def read_version_reference(repository: Path, name: str, version: int) -> Reference:
+    """The monitor's reference of a version, without the rest of it.
+
+    Raises:
+        BundleError: it cannot be used.
+
+    """
+    manifest = read_manifest(repository, name, version)
+    graph = manifest.files[f"{name}/{version}/model.onnx"]
+    return read_reference(repository / name / str(version), graph, manifest.layers, manifest.layout.support > 0)
 
 
 def _given(entity: GoldenEntity) -> Given:
@@ -178,12 +200,11 @@ def _open_tokenizer(path: Path, manifest: Manifest) -> Tokenizer:
         raise BundleError(f"{path}: {error}") from None
 
 
-def _array(path: Path, key: str | None = None) -> FloatArray:
-    """A small float32 array of a .npy, or the array `key` of a .npz."""
+def _array(path: Path) -> FloatArray:
+    """A small float32 array."""
     try:
-        loaded = np.load(path)
-        array = loaded if key is None else loaded[key]
-    except (OSError, ValueError, KeyError) as error:
+        array = np.load(path)
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path}: {error}") from None
     if not len(array):
         raise BundleError(f"{path}: is empty")

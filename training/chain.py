@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import onnxruntime as ort
 import torch
 
 from levi_serve.bundle import AnyArray, FloatArray, Int64Array, tensors
 from levi_serve.bundle.golden import GoldenEntity
 from levi_serve.bundle.prompt import entity_sentence, pair_sentence
-from levi_serve.bundle.rows import Id
+from levi_serve.bundle.rows import STORED, Id
+from levi_serve.bundle.runtime import ort
 from levi_serve.bundle.schema import Attributes, encode
 from training.datasets.dataset import attributes
 from training.graphs import Graph
@@ -56,14 +56,20 @@ class Chain:
     run: Run
     model: Runner
     encode: Runner | None
+    between: type[np.floating] = STORED
+    """The type of rows between encoder and model (entity views). Exported graphs read no other."""
 
     def heads(self, users: Sequence[GoldenEntity], items: Sequence[GoldenEntity]) -> FloatArray:
-        """Head ratings [len(users), n] of pairs, unclipped, with rows in fp32."""
+        """Head ratings [len(users), n] of pairs, unclipped; between two exported graphs rows are rounded."""
         if self.encode is None:
             return self._pair_heads(users, items)
-        user_rows, item_rows = self.rows(0, users), self.rows(1, items)
+        rows = self.rows(0, users), self.rows(1, items)
+        return self.join(rows[0].astype(self.between), rows[1].astype(self.between))
+
+    def join(self, users: AnyArray, items: AnyArray) -> FloatArray:
+        """Head ratings [B, n] of rows [B, W]; an exported graph reads them as they are stored."""
         parts = [slice(at, at + BATCH) for at in range(0, len(users), BATCH)]
-        feeds = [dict(zip(tensors.JOIN, (user_rows[p], item_rows[p]), strict=True)) for p in parts]
+        feeds = [dict(zip(tensors.JOIN, (users[p], items[p]), strict=True)) for p in parts]
         return np.concatenate([self.model(f) for f in feeds])
 
     def sentences(self, user: GoldenEntity, item: GoldenEntity) -> list[str]:

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TypeAlias
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -14,18 +15,24 @@ from levi_serve.bundle import tensors
 from training.backbones import MAX_TOKENS, pooled
 from training.model import Levi, Network, Projection
 
+BACKBONE = "backbone/"
+"""What names of the backbone's nodes begin with."""
+
 
 class JoinGraph(nn.Module):
-    """Entity views, the `levi` graph: two entity rows [B, W] to head ratings [B, n] and the rating [B]."""
+    """Entity views, the `levi` graph: user rows [B, W], or one [1, W] for all items, and item rows [B, W], as they are
+    stored, to head ratings [B, n] and the rating [B].
+    """
 
     inputs, outputs = tensors.JOIN, tensors.RATINGS
+    stored = tensors.JOIN
 
     def __init__(self, model: Network, bounds: tuple[float, float]) -> None:
         super().__init__()
         self.model, self.bounds = model, bounds
 
     def forward(self, user_row: Tensor, item_row: Tensor) -> tuple[Tensor, Tensor]:
-        heads = self.model.join(user_row, item_row)
+        heads = self.model.join(user_row.float(), item_row.float())
         return heads, self.model.rating(heads).clamp(*self.bounds)
 
 
@@ -33,6 +40,7 @@ class EncoderGraph(nn.Module):
     """Entity views, the `levi_encoder` graph: sentences and id embeddings to entity rows [B, W]."""
 
     inputs, outputs = tensors.ENCODER, tensors.ROW
+    stored: tuple[str, ...] = ()
 
     def __init__(self, model: Network, encoder: nn.Module) -> None:
         super().__init__()
@@ -60,6 +68,7 @@ class PairGraph(nn.Module):
     """Pair views, the `levi` graph: sentences and both sides' embeddings and codes to ratings."""
 
     inputs, outputs = tensors.PAIR, tensors.RATINGS
+    stored: tuple[str, ...] = ()
 
     def __init__(self, model: Levi, encoder: nn.Module, bounds: tuple[float, float]) -> None:
         super().__init__()
@@ -87,7 +96,10 @@ Graph: TypeAlias = JoinGraph | EncoderGraph | PairGraph
 
 
 def write_onnx(graph: Graph, examples: tuple[Tensor, ...], path: Path) -> None:
-    """Export a graph with dynamic batch and sentence length into one file. `examples` are a batch of two."""
+    """Export a graph with dynamic batch and sentence length into one file. `examples` are a batch of two, or of
+    one for a stored user row.
+    """
+    one = graph.stored[:1]
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     length = torch.export.Dim("length", min=1, max=MAX_TOKENS)
     # The exporter names operators of a package that is not installed; nobody here needs them.
@@ -102,9 +114,29 @@ def write_onnx(graph: Graph, examples: tuple[Tensor, ...], path: Path) -> None:
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
             dynamic_shapes=tuple(
-                {0: batch, 1: length} if name in tensors.SENTENCE else {0: batch} for name in graph.inputs
+                {0: batch, 1: length} if name in tensors.SENTENCE else {} if name in one else {0: batch}
+                for name in graph.inputs
             ),
             dynamo=True,
             external_data=False,
             verbose=False,
         )
+    _finish(path, one)
+
+
+def _finish(path: Path, one: tuple[str, ...]) -> None:
+    """Open the batch axis of the inputs that were traced as `one`: torch cannot trace an axis that is 1 or B, but ONNX
+    broadcasts as torch does. Nodes of the backbone get its name. The exporter's notes, such as paths of sources, go.
+    """
+    model = onnx.load(path)
+    for tensor in model.graph.input:
+        if tensor.name in one:
+            tensor.type.tensor_type.shape.dim[0].dim_param = "one_or_batch"
+            del model.graph.value_info[:]  # shapes that followed from the one
+    for node in model.graph.node:
+        scopes = [p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"]
+        if scopes and scopes[0].startswith("['', 'encoder"):
+            node.name = f"{BACKBONE}{node.name}"
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
+        part.ClearField("metadata_props")
+    onnx.save(model, path)

@@ -17,19 +17,23 @@ max_batch_size: {MAX_BATCH}
 version_policy: {{ latest {{ num_versions: 2 }} }}
 dynamic_batching {{ max_queue_delay_microseconds: 0 }}
 input [
-{_list(graph.inputs)}
+{_list(graph.inputs, graph.stored)}
 ]
 output [
-{_list(graph.outputs)}
+{_list(graph.outputs, ())}
 ]
 '''
 
 
-def _list(names: tuple[str, ...]) -> str:
-    return ",\n".join(
-        f'  {{ name: "{name}", data_type: {"TYPE_INT64" if name in _INTEGERS else "TYPE_FP32"}, {_dims(name)} }}'
-        for name in names
-    )
+def _list(names: tuple[str, ...], stored: tuple[str, ...]) -> str:
+    return ",\n".join(f'  {{ name: "{name}", data_type: {_type(name, stored)}, {_dims(name)} }}' for name in names)
+
+
+def _type(name: str, stored: tuple[str, ...]) -> str:
+    """The type of a tensor; `stored` are rows as tables hold them."""
+    if name in _INTEGERS:
+        return "TYPE_INT64"
+    return "TYPE_FP16" if name in stored else "TYPE_FP32"
 
 
 def _dims(name: str) -> str:

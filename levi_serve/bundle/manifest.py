@@ -14,7 +14,7 @@ from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.rows import Layout
 from levi_serve.bundle.schema import Frozen, Schema
 
-FORMAT = 2
+FORMAT = 3
 """Bundle format that this code writes and the only one that it reads."""
 
 NAME = "manifest.json"

@@ -11,7 +11,8 @@ const SCORES = {
   contrast: "the heads\u2019 contrast",
   depth_gap: "the gap between late and early heads",
   level: "the level of ratings",
-  support: "the distance from fitted users and items",
+  support_user: "the distance from fitted users",
+  support_item: "the distance from fitted items",
   new_user: "the share of new users",
   new_item: "the share of new items",
 };

@@ -79,7 +79,7 @@ def test_verdict(look: Look, answer: Any, status: int, kind: str, said: str) -> 
         ("new_item", "down", "the share of new items is lower than it should be"),
         ("level", "lower", "the level of ratings is lower than it should be"),
         ("depth_gap", "mean", "the gap between late and early heads is higher than it should be"),
-        ("support", "mean", "the distance from fitted users and items is higher than it should be"),
+        ("support_item", "mean", "the distance from fitted items is higher than it should be"),
         ("odd_score", "odd_kind", "odd score is not as it should be (odd kind)"),
     ],
 )

@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -254,7 +255,7 @@ def test_full_queue_refuses() -> None:
 
 
 def test_retry_after_is_the_time_to_empty_the_queue(clock: Clock) -> None:
-    """As long as the waiting items take at the pace of the last run, in whole seconds, at most a minute."""
+    """As long as the waiting items take at the pace of the last runs, in whole seconds, at most a minute."""
 
     async def scenario() -> None:
         async def run(items: Sequence[int]) -> Sequence[int]:
@@ -264,7 +265,7 @@ def test_retry_after_is_the_time_to_empty_the_queue(clock: Clock) -> None:
 
         lane = batcher(run, max_batch=2, max_queue=100)
         for size, expected in ((3, 8), (40, 60)):
-            await lane.submit([0, 0])
+            await lane.submit([0] * 4)
             gate = asyncio.ensure_future(lane.submit([0] * size))
             await asyncio.sleep(0)
             with pytest.raises(OverloadedError) as caught:
@@ -272,6 +273,65 @@ def test_retry_after_is_the_time_to_empty_the_queue(clock: Clock) -> None:
             assert caught.value.retry_after == expected
             await gate
         await lane.close()
+
+    play(scenario)
+
+
+def test_a_queue_too_long_for_the_deadline_refuses(clock: Clock) -> None:
+    """Half of what a caller gives may be spent waiting; who gives more is accepted, and who is late already is told."""
+
+    async def scenario() -> None:
+        async def run(items: Sequence[int]) -> Sequence[int]:
+            clock.now += 2.5 * len(items)
+            await asyncio.sleep(0)
+            return items
+
+        lane = batcher(run, max_batch=2)
+        assert lane.put([0], clock.now + 1e-6, print)  # nothing waits: no time is too short
+        await lane.submit([0] * 4)
+        replies: list[Any] = []
+        for _ in range(6):
+            lane.put([0], math.inf, replies.append)
+        await asyncio.sleep(0)  # two of six are taken: four take 10 s
+        with pytest.raises(OverloadedError):
+            lane.put([1], clock.now + 19.9, print)
+        lane.put([2], clock.now + 20.1, replies.append)
+        lane.put([3], clock.now - 1, replies.append)
+        await lane.close()
+        assert replies[:6] == [[0]] * 6
+        assert any(reply == [2] for reply in replies)
+        assert any(isinstance(reply, DeadlineError) for reply in replies)
+
+    play(scenario)
+
+
+def test_a_lasting_overload_keeps_the_lane_at_work(clock: Clock) -> None:
+    """Three times as many callers as can be served: those who are accepted are answered in time, and nearly no run is
+    spent on others. Without refusals by deadline everyone would wait until just after his own.
+    """
+
+    async def scenario() -> None:
+        replies: list[Any] = []
+
+        async def run(items: Sequence[int]) -> Sequence[int]:
+            for _ in range(24):  # in the time that it takes for 8 items, 24 more come
+                clock.now += 0.25 / 24
+                if clock.now < end:
+                    with suppress(OverloadedError):
+                        lane.put([1], clock.now + 2.0, replies.append)
+            await asyncio.sleep(0)
+            return items
+
+        end = clock.now + 100
+        lane = batcher(run, max_batch=8, max_queue=2000)
+        await lane.submit([1])
+        while lane.waiting:
+            await asyncio.sleep(0)
+        await lane.close()
+        good = sum(reply == [1] for reply in replies)
+        late = sum(isinstance(reply, DeadlineError) for reply in replies)
+        assert good >= 0.95 * 8 * 100 / 0.25
+        assert late <= 0.01 * good
 
     play(scenario)
 
@@ -554,6 +614,57 @@ def test_observes_size_duration_and_wait(clock: Clock) -> None:
         await lane.close()
         # the third run has the late item before the last of the long list, which is older
         assert seen == [(4, 3.0, 1.0), (4, 3.0, 4.0), (2, 3.0, 7.0)]
+
+    play(scenario)
+
+
+def test_what_is_shed(clock: Clock) -> None:
+    """Each item that nobody gets an answer to is reported once with the reason: no room, no time before its run or
+    after it, or a caller that has gone. What is answered or fails is not shed.
+    """
+
+    async def scenario() -> None:
+        shed: list[tuple[str, int]] = []
+        run = Gated()
+        lane = Batcher[int, int](run, Turns(4), 5, lambda *_: None, shed=lambda *told: shed.append(told))
+        first = lane.put([1, 2], clock.now + 10, lambda _: None)
+        await turn()
+        lane.put([3, 4], clock.now + 5, lambda _: None)
+        gone = lane.put([5, 6, 7], math.inf, lambda _: None)
+        with pytest.raises(OverloadedError):
+            lane.put([8], math.inf, lambda _: None)
+        gone.cancel()
+        gone.cancel()
+        assert shed == [("full", 1), ("gone", 3)]
+        clock.now += 11
+        run.open()
+        await turn()
+        first.cancel()
+        assert shed[2:] == [("late", 2), ("late", 2)]
+        assert await lane.submit([10]) == [100]
+        assert len(shed) == 4
+        await lane.close()
+
+    play(scenario)
+
+
+def test_a_caller_that_leaves_is_shed() -> None:
+    """A cancelled `submit` reports its items as gone; one whose time is over while it waits, as late."""
+
+    async def scenario() -> None:
+        shed: list[tuple[str, int]] = []
+        run = Gated()
+        lane = Batcher[int, int](run, Turns(4), 5, lambda *_: None, shed=lambda *told: shed.append(told))
+        leaving = asyncio.ensure_future(lane.submit([1, 2, 3]))
+        await turn()
+        leaving.cancel()
+        await turn()
+        assert shed == [("gone", 3)]
+        with pytest.raises(DeadlineError):
+            await lane.submit([4, 5], perf_counter() + 0.01)
+        assert shed == [("gone", 3), ("late", 2)]
+        run.open()
+        await lane.close()
 
     play(scenario)
 

@@ -14,7 +14,7 @@ from levi_serve.bundle.manifest import BundleError
 
 from .toy import join_graph
 
-ROWS = [Tensor("user_row", "float32", 4), Tensor("item_row", "float32", 4)]
+ROWS = [Tensor("user_row", "float16", 4), Tensor("item_row", "float16", 4)]
 ANSWERS = [Tensor("head_ratings", "float32", 3), Tensor("rating", "float32")]
 
 
@@ -28,7 +28,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_outputs_come_in_the_asked_order(path: Path) -> None:
     """Outputs are matched by name, so a graph may declare them in any order."""
     graph = Graph(path, ROWS, ANSWERS[::-1], "cpu", threads=1)
-    rating, heads = graph.run({"user_row": np.zeros((2, 4), np.float32), "item_row": np.zeros((2, 4), np.float32)})
+    rating, heads = graph.run({"user_row": np.zeros((2, 4), np.float16), "item_row": np.zeros((2, 4), np.float16)})
     assert heads.tolist() == [[3, 3, 3]] * 2
     assert rating.tolist() == [3, 3]
 
@@ -38,8 +38,8 @@ def test_outputs_come_in_the_asked_order(path: Path) -> None:
     [
         (ROWS[:1], ANSWERS, "unexpected input 'item_row'"),
         ([*ROWS, Tensor("codes", "int64", 1)], ANSWERS, "no input 'codes'; it has user_row, item_row"),
-        ([Tensor("user_row", "float32", 5), ROWS[1]], ANSWERS, "'user_row' is float32 [B, 4], expected float32 [B, 5]"),
-        ([Tensor("user_row", "int64", 4), ROWS[1]], ANSWERS, "is float32 [B, 4], expected int64 [B, 4]"),
+        ([Tensor("user_row", "float16", 5), ROWS[1]], ANSWERS, "'user_row' is float16 [U, 4], expected float16 [B, 5]"),
+        ([Tensor("user_row", "int64", 4), ROWS[1]], ANSWERS, "is float16 [U, 4], expected int64 [B, 4]"),
         (ROWS, [Tensor("head_ratings", "float32", 4)], "'head_ratings' is float32 [B, 3], expected float32 [B, 4]"),
         (ROWS, [Tensor("rating", "float32", 1)], "'rating' is float32 [B], expected float32 [B, 1]"),
     ],

@@ -41,13 +41,13 @@ class Model:
         self.runs: list[int] = []
 
     def __call__(self, users: np.ndarray, items: np.ndarray) -> Scores:
-        assert users.dtype == np.float32
-        assert users.tolist() == [[7, 0.5]] * len(items)
+        assert users.dtype == items.dtype == np.float16
+        assert users.tolist() == [[7, 0.5]]
         self.runs.append(len(items))
         numbers = items[:, 0].astype(int)
         rating = self.ratings[numbers]
         heads = np.stack([numbers, numbers + 0.5], axis=1)
-        return Scores(rating, heads, numbers / 10, numbers / 100, np.isfinite(rating))
+        return Scores(rating, heads, numbers / 10, numbers / 100, np.isfinite(rating), heads)
 
 
 def recommender(ratings: list[float]) -> Recommender:
@@ -142,7 +142,7 @@ class Wide:
     def __call__(self, users: np.ndarray, items: np.ndarray) -> Scores:
         count = len(items)
         one = np.linspace(1, 5, count)
-        return Scores(one, np.ones((count, 100)), one, one, np.ones(count, bool))
+        return Scores(one, np.ones((count, 100)), one, one, np.ones(count, bool), np.ones((count, 6), np.float32))
 
 
 @pytest.fixture

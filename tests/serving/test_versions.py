@@ -14,7 +14,7 @@ import pytest
 
 from levi_serve.app import bring_up
 from levi_serve.bundle.golden import read_golden, write_golden
-from levi_serve.bundle.manifest import BundleError
+from levi_serve.bundle.manifest import FORMAT, BundleError
 from levi_serve.live import Service
 from levi_serve.metrics import Metrics
 from levi_serve.versions import newest
@@ -134,13 +134,19 @@ def test_file_without_checksum(repository: Path, folder: Path, file: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 3}, "format 3 is newer than 2"),
-        ({"format": 1}, "format 1 is older than 2, the only one read; export the version again"),
+        ({"format": FORMAT + 1}, f"format {FORMAT + 1} is newer than {FORMAT}"),
+        (
+            {"format": FORMAT - 1},
+            f"format {FORMAT - 1} is older than {FORMAT}, the only one read; export the version again",
+        ),
         ({"format": None}, "has no format version"),
         ({"version": 2}, "the folder was moved"),
         ({"views": "stereo"}, "views: Input should be 'entity' or 'pair'"),
         ({"surprise": 1}, "surprise: Extra inputs"),
-        ({"score": "contrast"}, "score 'contrast'"),
+        (
+            {"score": "level"},
+            "score 'level' is not one this server reports (spread, contrast, support_user, support_item)",
+        ),
         ({"layers": 4}, "'head_ratings' is float32 [B, 3], expected float32 [B, 4]"),
     ],
 )

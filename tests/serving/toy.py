@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from levi_serve.bundle.golden import Golden, GoldenEntity, write_golden
 from levi_serve.bundle.manifest import FORMAT, Manifest, TokenizerSpec, sha256
 from levi_serve.bundle.prompt import entity_sentence, pair_sentence
 from levi_serve.bundle.rated import write_rated
+from levi_serve.bundle.reference import Reference, measure, write_reference
 from levi_serve.bundle.rows import Id, Layout, Table, write_table
 from levi_serve.bundle.schema import Attribute, Attributes, Entity, Schema, Template, build_vocabulary, encode
 
@@ -186,7 +187,7 @@ class Toy:
         self._write_rated(folder)
         files += [folder / "unknown_rows.npy", *folder.glob("rated.*")]
         tokenizer().save(str(folder / "tokenizer.json"))
-        np.savez(folder / "monitor.npz", spread=REFERENCE)
+        write_reference(folder, self.reference(sha256(folder / "model.onnx")))
         users, movies = [user for user in self.users if user not in BROKEN], list(self.movies)[:3]
         new = {"title": "A new film", "genres": ("Drama",)}
         pairs = [(user, movie) for user in users for movie in movies] + [(users[0], new), ({"age": 40}, movies[0])]
@@ -194,6 +195,16 @@ class Toy:
         files += [folder / file for file in ("tokenizer.json", "monitor.npz", "golden.jsonl")]
         self._write_manifest(repository, folder, files, name, version)
         return folder
+
+    def reference(self, digest: str) -> Reference:
+        """Heads around 3 whose disagreement, as far as `ood_score` is concerned, has four values."""
+        rng = np.random.default_rng(0)
+        heads = (3 + 0.5 * rng.normal(size=(2000, 1)) + 0.2 * rng.normal(size=(2000, HEADS))).astype(np.float32)
+        support = (np.zeros(2000), np.zeros(2000)) if self.views == "entity" else None
+        rating, users, trained = heads.mean(1), np.arange(2000) % 400, np.ones(2000, np.bool_)
+        truth = rating + rng.normal(size=2000)
+        found = measure(heads, support, rating, truth, users, (trained, trained), seed=0, model=digest)
+        return replace(found, tables={**found.tables, "spread": REFERENCE})
 
     def _write_rated(self, folder: Path) -> None:
         users, movies = Table(folder, "users"), Table(folder, "movies")
@@ -250,14 +261,16 @@ def tokenizer() -> FastTokenizer:
 
 
 def join_graph() -> onnx.ModelProto:
-    """user_row, item_row [B, 4] to three heads."""
+    """fp16 user_row [B, 4] or [1, 4] and item_row [B, 4] to three heads."""
     pick = np.eye(4, HEADS, dtype=np.float32)
     return _model(
-        [_float("user_row", "B", 4), _float("item_row", "B", 4)],
+        [_half("user_row", "U", 4), _half("item_row", "B", 4)],
         {"pick": pick, "half": -pick / 2, "three": np.float32(3), **_bounds()},
         [
-            helper.make_node("MatMul", ["user_row", "pick"], ["u"]),
-            helper.make_node("MatMul", ["item_row", "half"], ["i"]),
+            helper.make_node("Cast", ["user_row"], ["user"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", ["item_row"], ["item"], to=TensorProto.FLOAT),
+            helper.make_node("MatMul", ["user", "pick"], ["u"]),
+            helper.make_node("MatMul", ["item", "half"], ["i"]),
             helper.make_node("Add", ["u", "i"], ["ui"]),
             helper.make_node("Add", ["ui", "three"], ["head_ratings"]),
             *_rating(),
@@ -337,6 +350,10 @@ def _model(
 
 def _float(name: str, *shape: Any) -> Any:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def _half(name: str, *shape: Any) -> Any:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape)
 
 
 def _sentence() -> list[Any]:

@@ -18,10 +18,12 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from levi_serve.bundle import tensors
 from levi_serve.bundle.golden import GoldenEntity, read_golden
-from levi_serve.bundle.manifest import read_manifest
+from levi_serve.bundle.manifest import read_manifest, sha256
 from levi_serve.bundle.prompt import entity_sentence, pair_sentence
 from levi_serve.bundle.rated import Rated
+from levi_serve.bundle.reference import read_reference
 from levi_serve.bundle.rows import Table
+from levi_serve.bundle.scores import SUPPORT
 from levi_serve.bundle.tokens import Tokenizer
 from tests.tiny import fitted
 from training import export as module
@@ -118,7 +120,18 @@ def everything(run: Run) -> tuple[np.ndarray, list[GoldenEntity], list[GoldenEnt
 
 def is_the_model(exported: Exported) -> None:
     heads, users, items = everything(exported.run)
-    np.testing.assert_allclose(exported.chain.heads(users, items), heads, atol=1e-4, rtol=0)
+    chain = exported.chain
+    if chain.encode is None:
+        found = chain.heads(users, items)
+    else:  # the graphs apart, since the rows between them are rounded
+        join = torch_runner(module._graphs(exported.run, "levi")["levi"])
+        rows = chain.rows(0, users), chain.rows(1, items)
+        stored = [side.astype(np.float16) for side in rows]
+        found = join(dict(zip(tensors.JOIN, rows, strict=True)))
+        np.testing.assert_allclose(
+            chain.join(*stored), join(dict(zip(tensors.JOIN, stored, strict=True))), atol=1e-4, rtol=0
+        )
+    np.testing.assert_allclose(found, heads, atol=1e-4, rtol=0)
     assert read_manifest(exported.repository, "levi", 1).metrics["parity"] <= 1e-4
     assert heads.std(axis=0).min() > 1e-2
 
@@ -136,7 +149,7 @@ def test_graphs_are_the_model_in_the_papers_size(exported_size: Exported) -> Non
 def feeds_of(exported: Exported, users: np.ndarray, items: np.ndarray) -> dict[str, np.ndarray]:
     """What the server feeds the `levi` graph for some pairs by table row."""
     run, tables = exported.run, (exported.table(0), exported.table(1))
-    rows = [table.rows[numbers].astype(np.float32) for table, numbers in zip(tables, (users, items), strict=True)]
+    rows = [table.rows[numbers] for table, numbers in zip(tables, (users, items), strict=True)]
     if exported.views == "entity":
         return dict(zip(tensors.JOIN, rows, strict=True))
     described = [
@@ -147,6 +160,7 @@ def feeds_of(exported: Exported, users: np.ndarray, items: np.ndarray) -> dict[s
     tokens = run.tokenizer.pad(run.tokenizer.encode(sentences))
     codes = [run.prepared.features.codes[side][n].numpy() for side, n in ((0, users), (1, items))]
     codes = [np.pad(c, ((0, 0), (0, max(0, 1 - c.shape[1])))) for c in codes]
+    rows = [side.astype(np.float32) for side in rows]
     return dict(zip(tensors.PAIR, (*tokens, rows[0], codes[0], rows[1], codes[1]), strict=True))
 
 
@@ -180,14 +194,34 @@ def test_stored_rows_give_the_models_ratings_in_the_papers_size(exported_size: E
     check_stored_rows(exported_size)
 
 
+def test_one_user_for_all_items(entity: Exported) -> None:
+    """One user's row stands for all items: the same numbers as with the row once per item, for the whole catalogue."""
+    users, items = (entity.table(side).rows for side in (0, 1))
+    session = ort.InferenceSession(entity.folder / "model.onnx", providers=["CPUExecutionProvider"])
+    for user in users[:3]:
+        one = session.run(None, {"user_row": user[None], "item_row": items})
+        each = session.run(None, {"user_row": np.tile(user, (len(items), 1)), "item_row": items})
+        for found, expected in zip(one, each, strict=True):
+            assert found.shape == expected.shape
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.ptp(one[1]) > 1e-2
+
+
+def test_graphs_tell_nothing_of_the_machine(exported: Exported) -> None:
+    """The exporter's notes on sources are not in what is published."""
+    for path in exported.repository.rglob("model.onnx"):
+        assert b"/training/" not in path.read_bytes()
+
+
 def test_ratings_are_clipped(exported: Exported) -> None:
     """The graph's `rating` stays within the scale however far its `head_ratings` are outside."""
     session = ort.InferenceSession(exported.folder / "model.onnx", providers=["CPUExecutionProvider"])
     feeds = feeds_of(exported, np.array([0, 0, 0]), np.array([0, 0, 0]))
     layout = read_manifest(exported.repository, "levi", 1).layout
-    feeds["item_row"][:, layout.width - layout.support - 1] += np.array([-50, 0, 50], np.float32)  # the rating bias
+    feeds["item_row"][:, layout.width - layout.support - 1] += np.array([-50, 0, 50], np.float16)  # the rating bias
     heads, rating = session.run(["head_ratings", "rating"], feeds)
-    np.testing.assert_allclose(heads - heads[1], np.repeat([[-50], [0], [50]], 3, axis=1), atol=1e-4)
+    steps = feeds["item_row"][:, layout.width - layout.support - 1].astype(np.float32)
+    np.testing.assert_allclose(heads - heads[1], np.repeat((steps - steps[1])[:, None], 3, axis=1), atol=1e-4)
     assert rating[[0, 2]].tolist() == [1, 5]
     assert 1 < rating[1] < 5
 
@@ -305,7 +339,9 @@ def test_both_sides_in_one_encoder_batch(entity: Exported) -> None:
 def test_any_batch(exported: Exported, count: int) -> None:
     """Graphs take batches of any size, and a pair's rating does not depend on the batch it is in."""
     heads, users, items = everything(exported.run)
-    np.testing.assert_allclose(exported.chain.heads(users[:count], items[:count]), heads[:count], atol=1e-4)
+    np.testing.assert_allclose(exported.chain.heads(users[:count], items[:count]), heads[:count], atol=5e-3)
+    together = exported.chain.heads(users[:7], items[:7])
+    np.testing.assert_allclose(exported.chain.heads(users[:count], items[:count]), together[:count], atol=1e-5)
 
 
 def test_manifest(exported: Exported) -> None:
@@ -326,7 +362,6 @@ def test_manifest(exported: Exported) -> None:
     assert manifest.run["seed"] == 0
     assert manifest.run["backbone_hash"] == run.record.backbone_hash
     assert manifest.licences == {"data": run.dataset.licence, "backbone": "not stated by the model folder"}
-    assert manifest.score in np.load(exported.folder / "monitor.npz")
 
 
 def test_measured_errors(entity_run: Run, cache: Path, tmp_path: Path) -> None:
@@ -349,12 +384,23 @@ def test_tokenizer(exported: Exported) -> None:
 
 
 def test_calibration(exported: Exported) -> None:
-    """The reference of `spread` is the heads' standard deviation on the calibration part alone, sorted."""
+    """The monitor's reference is what the exported graph says of the calibration part alone, over rows as stored."""
     run = exported.run
-    heads = predict(run.model, run.prepared.features, torch.from_numpy(run.split.calibration), run.ids).numpy()
-    found = np.load(exported.folder / "monitor.npz")
-    assert found.files == ["spread"]
-    np.testing.assert_allclose(found["spread"], np.sort(heads.std(axis=1)), rtol=1e-5)
+    part, ratings = run.split.calibration, run.dataset.ratings
+    graph = exported.folder / "model.onnx"
+    found = read_reference(exported.folder, sha256(graph), 3, exported.views == "entity")
+    heads = predict(run.model, run.prepared.features, torch.from_numpy(part), run.ids).numpy()
+    np.testing.assert_allclose(found.tables["spread"], np.sort(heads.std(axis=1)), atol=2e-3)
+    np.testing.assert_allclose(found.heads[0], heads.mean(0), atol=2e-3)
+    error = heads.mean(1).clip(1, 5) - ratings.value[part]
+    assert found.rmse == pytest.approx(np.sqrt(np.square(error).mean()), abs=1e-3)
+    assert (found.size, found.seed) == (len(part), 0)
+    if exported.views == "entity":
+        for side, column in enumerate((ratings.user, ratings.item)):
+            ids = [(run.dataset.users, run.dataset.items)[side]["id"][int(i)].as_py() for i in column[part]]
+            table = exported.table(side)
+            stored = table.rows[table.find(ids), -1].astype(np.float32)
+            assert found.tables[SUPPORT[side]].tolist() == np.sort(stored).tolist()
 
 
 def test_golden(exported: Exported) -> None:
@@ -366,7 +412,7 @@ def test_golden(exported: Exported) -> None:
     assert set(cold[module.GOLDEN :]) == {(True, False), (False, True), (True, True)}
     assert len(cold) == 2 * module.GOLDEN
     *encoder, model = map(torch_runner, module._graphs(run, "levi").values())
-    chain = Chain(run, model, encoder[0] if encoder else None)
+    chain = Chain(run, model, encoder[0] if encoder else None, np.float32)
     heads = chain.heads([e.user for e in examples], [e.item for e in examples])
     np.testing.assert_allclose([e.head_ratings for e in examples], heads, atol=1e-6)
     np.testing.assert_allclose([e.rating for e in examples], heads.mean(1).clip(1, 5), atol=1e-6)
@@ -386,7 +432,7 @@ def test_golden(exported: Exported) -> None:
                 assert np.array_equal(entity.stored, table.rows[table.find([entity.id])[0]])
 
 
-TYPES = {"tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64"}
+TYPES = {"tensor(float16)": "TYPE_FP16", "tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64"}
 
 
 @pytest.mark.parametrize("name", ["levi", "levi_encoder"])

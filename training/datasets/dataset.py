@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from levi_serve.bundle.schema import Attributes, Entity, Schema, Template, Value
+from training.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class GenreShift:
 
 
 @dataclass(frozen=True)
+class GivenShift:
+    """The loader says of every rating whether it is in distribution, or else to which slice of the shift it belongs."""
+
+    names: tuple[str, ...]
+    of: npt.NDArray[np.int8]  # [m] 0 in distribution, k for names[k - 1]
+    min_ratings: int = 1
+
+
+@dataclass(frozen=True)
 class Dataset:
     """What every loader returns."""
 
@@ -47,9 +57,11 @@ class Dataset:
     users: pa.Table  # column "id" and one column per attribute; `many` categories are list<string>
     items: pa.Table
     ratings: Ratings
-    shift: GenreShift | None
+    shift: GenreShift | GivenShift | None
     licence: str = "not stated"
     """Under what terms the data may be used, and so a bundle: it carries entity attributes, and who rated what."""
+    binary: bool = False
+    """Whether ratings are the two classes 0 and 1; predictions then are probabilities of 1."""
 
 
 def attributes(table: pa.Table, entity: Entity, rows: Sequence[int] | None = None) -> list[Attributes]:
@@ -63,14 +75,27 @@ def attributes(table: pa.Table, entity: Entity, rows: Sequence[int] | None = Non
     return out
 
 
+def with_item_text(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The same data whose sentences also tell these attributes of an item; raises UsageError if it has no such."""
+    schema = dataset.schema
+    known = {attribute.name for attribute in schema.item.attributes}
+    if unknown := set(names) - known:
+        raise UsageError(f"--item-text {min(unknown)}: an item of {dataset.name} has {', '.join(sorted(known))}")
+
+    def longer(template: Template) -> Template:
+        added = (f"{schema.item.name}.{name}" for name in names)
+        return template.model_copy(update={"clauses": tuple(dict.fromkeys((*template.clauses, *added)))})
+
+    templates = {"item_template": longer(schema.item_template), "pair_template": longer(schema.pair_template)}
+    return replace(dataset, schema=schema.model_copy(update=templates))
+
+
 def with_content(dataset: Dataset) -> Dataset:
     """The same data, read more fully: items' sentences name every attribute, and all their categories have codes."""
     item = dataset.schema.item
     described = tuple(
         a.model_copy(update={"embed": a.embed or a.kind == "category" or bool(a.edges)}) for a in item.attributes
     )
-    changes = {
-        "item": item.model_copy(update={"attributes": described}),
-        "item_template": Template(clauses=tuple(f"{item.name}.{a.name}" for a in described)),
-    }
-    return replace(dataset, schema=dataset.schema.model_copy(update=changes))
+    told = with_item_text(dataset, [a.name for a in described])
+    coded = {"item": item.model_copy(update={"attributes": described})}
+    return replace(told, schema=told.schema.model_copy(update=coded))

@@ -8,6 +8,7 @@ from here too: the graph and the tables, and nothing of the server.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,15 @@ class Bundle:
         self.manifest = json.loads((folder / "manifest.json").read_bytes())
         self.names = [self.manifest["schema"][side]["name"] for side in ("user", "item")]
         self.tables = [Table(folder, f"{name}s") for name in self.names]
-        self.reference = np.load(folder / "monitor.npz")[self.manifest["score"]]
+        self.reference = np.load(folder / "monitor.npz")[f"quantiles_{self.manifest['score']}"]
 
     def numbers(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """Row numbers of the users and of the items."""
         return [[table.number[pair[side]] for pair in pairs] for side, table in enumerate(self.tables)]
 
     def rows(self, numbers: Sequence[Sequence[int]]) -> list[Array]:
-        """Rows [B, W] of both sides as the graph reads them."""
-        return [table.rows[at].astype(np.float32) for table, at in zip(self.tables, numbers, strict=True)]
+        """Rows [B, W] of both sides, fp16."""
+        return [table.rows[at] for table, at in zip(self.tables, numbers, strict=True)]
 
     def answers(
         self, pairs: Sequence[Pair], numbers: Sequence[Sequence[int]], heads: Array, ratings: Array
@@ -89,6 +90,7 @@ class OnnxScorer:
     """Pairs to answers through the exported graph, one thread."""
 
     def __init__(self, folder: Path) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort
 
         self.bundle = Bundle(folder)
@@ -145,8 +147,8 @@ class PairFeeds:
         return {
             "input_ids": ids,
             "attention_mask": mask,
-            "user_row": user_rows,
+            "user_row": user_rows.astype(np.float32),
             "user_codes": self.codes[0][users],
-            "item_row": item_rows,
+            "item_row": item_rows.astype(np.float32),
             "item_codes": self.codes[1][items],
         }

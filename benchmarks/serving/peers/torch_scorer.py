@@ -61,7 +61,7 @@ class TorchScorer:
     @torch.inference_mode()
     def __call__(self, pairs: Sequence[Pair]) -> list[Answer]:
         numbers = self.bundle.numbers(pairs)
-        rows = [torch.from_numpy(rows) for rows in self.bundle.rows(numbers)]
+        rows = [torch.from_numpy(rows).float() for rows in self.bundle.rows(numbers)]
         if self.backbone:
             rows = self.backbone(numbers, rows)
         heads, ratings = self.heads(*rows)

@@ -32,6 +32,7 @@ from training.errors import RunError, UsageError
 from training.evaluate import METRICS, Evaluation
 from training.fit import predict
 from training.graphs import EncoderGraph, Graph, JoinGraph, PairGraph, write_onnx
+from training.model import Levi
 from training.precision import Precision, lower
 from training.run import Run, versions
 from training.triton import config
@@ -97,7 +98,7 @@ def _graphs(run: Run, name: str, half: bool = False) -> dict[str, Graph]:
     if run.backbone is None:
         raise UsageError(f"{run.folder}: a scratch tower alone is a reference and not served; fit with entity views")
     encoder = deepcopy(run.backbone.encoder).half() if half else run.backbone.encoder
-    if model.shape.views == "pair":
+    if isinstance(model, Levi) and model.shape.views == "pair":
         return {name: PairGraph(model, encoder, bounds)}
     return {f"{name}_encoder": EncoderGraph(model, encoder), name: JoinGraph(model, bounds)}
 
@@ -107,7 +108,7 @@ def _examples(run: Run, graph: Graph) -> tuple[torch.Tensor, ...]:
     assert run.backbone is not None
     shape, (user, item) = run.model.shape, run.dataset.schema.entities
     ids, mask = (torch.from_numpy(a) for a in run.backbone.tokenizer.pad(run.backbone.tokenizer.encode(["one", "two"])))
-    embedding = torch.zeros(2, shape.size.embedding + 1)
+    embedding = torch.zeros(2, shape.embedding + 1)
     codes = [torch.zeros(2, max(1, e.code_columns), dtype=torch.int64) for e in (user, item)]
     if isinstance(graph, JoinGraph):
         rows = torch.zeros(2, shape.layout.width, dtype=torch.half)
@@ -284,7 +285,7 @@ def _manifest(
 ) -> Manifest:
     options, shape = run.record.options, run.model.shape
     entity = shape.views == "entity"
-    embedding = 0 if entity else shape.size.embedding
+    embedding = 0 if entity else shape.embedding
     return Manifest(
         format=FORMAT,
         name=name,

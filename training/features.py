@@ -16,7 +16,7 @@ from levi_serve.bundle.schema import Attributes, Vocabulary, build_vocabulary, e
 from training.backbones import Backbone
 from training.datasets.dataset import Dataset, attributes
 from training.errors import UsageError
-from training.model import Batch, Projection, Shape, Size
+from training.model import Batch, FactorSize, Projection, Shape, Size
 from training.options import Variant, ViewKind
 from training.views import Views, compute_views
 
@@ -78,7 +78,7 @@ def prepare(
     train: Int64Array,
     backbone: Backbone | None,
     views: ViewKind,
-    size: Size,
+    size: Size | FactorSize,
     cache: Path,
     device: torch.device,
     variant: Variant = "levi",

@@ -22,10 +22,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from training.bilinear import BilinearLevi, sample_heads
 from training.checkpoint import Progress, load_checkpoint, load_model, save_checkpoint, save_model
 from training.errors import RunError, UsageError
 from training.features import Features, Prepared
-from training.model import Levi, layer_weights
+from training.model import FactorSize, Levi, Network, layer_weights
 from training.options import Recipe
 from training.progress import track
 
@@ -94,7 +95,7 @@ class Views:
 class ViewStage:
     """A LEVI model and the ids that it knows."""
 
-    model: Levi
+    model: Network
     features: Features
     ids: tuple[Tensor, Tensor]
     """Id-embedding row of each user and item, 0 where it was not in training."""
@@ -229,6 +230,39 @@ class Fitter:
         return float((rating - self.problem.value[rows]).square().double().mean().sqrt())
 
 
+def fit_by_sampling(
+    prepared: Prepared, recipe: Recipe, bounds: tuple[float, float], train: Tensor, folds: Sequence[Fold]
+) -> Fitted:
+    """Fit heads that are sampled, not descended to: there is no learning rate and no epoch to choose.
+
+    The model of one random fold is kept; grouped folds only tell what it is worth, and it is fitted again on `train`.
+    """
+    began, features, errors = time.monotonic(), prepared.features, []
+
+    def sampled(rows: Tensor, label: str) -> ViewStage:
+        model = new_model(prepared, recipe, features.value[rows]).to(rows.device)
+        assert isinstance(model, BilinearLevi)
+        sample_heads(model, features, rows.cpu().numpy(), recipe.seed, label)
+        return ViewStage(model.eval(), features, features.known_ids(rows), recipe)
+
+    for k, fold in enumerate(folds):
+        assert fold.held_out is not None
+        stage = sampled(fold.fitted, f"fold {k}")
+        error = stage.rate(fold.held_out).clamp(*bounds) - features.value[fold.held_out]
+        errors.append(float(error.square().double().mean().sqrt()))
+    if recipe.select != "random":
+        stage = sampled(train, "refit")
+    size = prepared.shape.size
+    assert isinstance(size, FactorSize)
+    return Fitted(
+        stage=stage,
+        learning_rate=0.0,
+        epochs=size.sampling.burn_in + size.sampling.samples,
+        curve=(float(np.mean(errors)),),
+        seconds=time.monotonic() - began,
+    )
+
+
 @contextmanager
 def enough_memory(where: str) -> Iterator[None]:
     """Say what to reduce when a device or the machine has no memory left.
@@ -245,16 +279,17 @@ def enough_memory(where: str) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def predict(model: Levi, features: Features, rows: Tensor, ids: tuple[Tensor, Tensor], size: int = 16_384) -> Tensor:
+def predict(model: Network, features: Features, rows: Tensor, ids: tuple[Tensor, Tensor], size: int = 16_384) -> Tensor:
     """Head ratings [len(rows), n], unclipped, of the ratings in `rows`."""
     model.eval()
     return torch.cat([model(features.batch(part, ids)) for part in torch.split(rows, size)])
 
 
-def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Levi:
+def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Network:
     """A model before its first step: seeded initial weights, the data's projections, layer weights and mean rating."""
     torch.manual_seed(recipe.seed)
-    model = Levi(prepared.shape)
+    sampled = isinstance(prepared.shape.size, FactorSize)
+    model: Network = BilinearLevi(prepared.shape) if sampled else Levi(prepared.shape)
     for projection, state in zip(model.projections(), prepared.projections, strict=True):
         projection.load_state_dict(state)
     model.weights.copy_(torch.tensor(head_weights(recipe, prepared.shape.layers)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from levi_serve.bundle import tensors
 from training.backbones import MAX_TOKENS, pooled
-from training.model import Levi, Projection
+from training.model import Levi, Network, Projection
 
 BACKBONE = "backbone/"
 """What names of the backbone's nodes begin with."""
@@ -27,7 +27,7 @@ class JoinGraph(nn.Module):
     inputs, outputs = tensors.JOIN, tensors.RATINGS
     stored = tensors.JOIN
 
-    def __init__(self, model: Levi, bounds: tuple[float, float]) -> None:
+    def __init__(self, model: Network, bounds: tuple[float, float]) -> None:
         super().__init__()
         self.model, self.bounds = model, bounds
 
@@ -42,7 +42,7 @@ class EncoderGraph(nn.Module):
     inputs, outputs = tensors.ENCODER, tensors.ROW
     stored: tuple[str, ...] = ()
 
-    def __init__(self, model: Levi, encoder: nn.Module) -> None:
+    def __init__(self, model: Network, encoder: nn.Module) -> None:
         super().__init__()
         self.model, self.encoder = model, encoder
 

@@ -31,6 +31,6 @@ def share(module: nn.Module, name: str, shape: Shape) -> None:
     """Make the heads' weights `name` of a module share one matrix; the module reads them under the same name."""
     weight: Tensor = getattr(module, name)
     flat = weight.dim() == 2
-    inputs, hidden = (weight.shape[0], shape.size.hidden) if flat else (weight.shape[1], weight.shape[2])
+    inputs, hidden = (weight.shape[0], shape.mlp.hidden) if flat else (weight.shape[1], weight.shape[2])
     setattr(module, name, nn.Parameter((weight[:, :hidden] if flat else weight[0]).detach().clone()))
     parametrize.register_parametrization(module, name, RankOne(shape.layers, inputs, hidden, flat), unsafe=True)

@@ -74,7 +74,13 @@ class Source(BaseModel, frozen=True):
             "item of a kind that was not fitted is then told by its views."
         ),
     ] = ()
-    size: Annotated[Literal["ref", "paper"], Field(description="Widths of tower and heads.")] = "ref"
+    size: Annotated[
+        Literal["ref", "paper", "best"],
+        Field(
+            description="Widths of tower and heads: ref and paper; best: Bayesian heads that also read the items' "
+            "categories (no learning rate, no epochs; entity views)."
+        ),
+    ] = "ref"
     variant: Annotated[
         Variant,
         Field(

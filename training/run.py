@@ -23,11 +23,11 @@ from training.adapt import adapt, adapted_backbone
 from training.backbones import Backbone, load_backbone
 from training.checkpoint import load_model, save_model, write_json
 from training.datasets import load
-from training.datasets.dataset import Dataset, with_item_text
+from training.datasets.dataset import Dataset, with_content, with_item_text
 from training.errors import UsageError
 from training.features import Prepared, prepare
-from training.fit import Fitter, Fold, Views, head_weights, new_model
-from training.model import SIZES, Levi
+from training.fit import Fitter, Fold, Views, fit_by_sampling, head_weights, new_model
+from training.model import SIZES, FactorSize, Network
 from training.options import Device, Options
 from training.splits import Split, genre_folds, item_folds, sampled, split
 
@@ -81,7 +81,7 @@ class Run:
     split: Split
     backbone: Backbone | None
     prepared: Prepared
-    model: Levi
+    model: Network
     ids: tuple[Tensor, Tensor]
     """Id-embedding row of each user and item, 0 where it was not in training."""
 
@@ -141,9 +141,11 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
         )
     bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
     folds = [Fold(_rows(a, accelerate), _rows(b, accelerate)) for a, b in fold_rows]
-    fitted = Fitter(Views(prepared), options, bounds, accelerate, out / STAGES).fit(
-        _rows(parts.train, accelerate), folds
-    )
+    train = _rows(parts.train, accelerate)
+    if isinstance(prepared.shape.size, FactorSize):
+        fitted = fit_by_sampling(prepared, options, bounds, train, folds)
+    else:
+        fitted = Fitter(Views(prepared), options, bounds, accelerate, out / STAGES).fit(train, folds)
     record = Record(
         **dict(plan),
         adapted_hash=backbone.fingerprint if backbone is not None and options.adapt != "none" else "",
@@ -157,7 +159,7 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
     if accelerate.is_main_process:
         save_model(out / PARAMETERS, fitted.stage.model)
         write_json(out / RECORD, record.model_dump(mode="json"))
-        shutil.rmtree(out / STAGES)
+        shutil.rmtree(out / STAGES, ignore_errors=True)  # sampling leaves none
     return record
 
 
@@ -198,6 +200,10 @@ def open_run(folder: Path, cache: Path, device: Device, data: Path | None = None
 def _load(options: Options, data: Path | None) -> tuple[Dataset, str, Split]:
     """The dataset, sampled if that was asked for; the hash of the whole one; the split."""
     dataset = with_item_text(load(options.dataset, data), options.item_text)
+    if isinstance(SIZES[options.size], FactorSize):
+        if options.views != "entity" or options.variant != "levi" or dataset.binary:
+            raise UsageError(f"--size {options.size} rates by entity views alone; use --views entity and no --variant")
+        dataset = with_content(dataset)
     parts, digest = split(dataset, options.seed), data_hash(dataset)
     if options.sample is not None:
         dataset, parts = sampled(dataset, parts, options.sample, options.seed)

@@ -82,13 +82,14 @@ def exported(request: pytest.FixtureRequest) -> Exported:
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(scope="module", params=["entity", "pair"])
-def exported_paper(
+@pytest.fixture(scope="module", params=[("paper", "entity"), ("paper", "pair"), ("best", "entity")])
+def exported_size(
     request: pytest.FixtureRequest, options: Options, cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
-    """An exported run of the paper's size, with either views."""
-    folder = tmp_path_factory.mktemp("paper")
-    changes = {"views": request.param, "size": "paper", "epochs": 1, "weights": "late"}
+    """An exported run of another size."""
+    folder = tmp_path_factory.mktemp("size")
+    size, views = request.param
+    changes = {"views": views, "size": size, "epochs": 1, "weights": "late"}
     run = fitted(options.model_copy(update=changes), folder / "run", cache)
     export(run, folder / "repository", "levi", 20)
     return Exported(run, folder / "repository")
@@ -140,9 +141,9 @@ def test_graphs_are_the_model(exported: Exported) -> None:
     is_the_model(exported)
 
 
-def test_graphs_are_the_model_in_the_papers_size(exported_paper: Exported) -> None:
+def test_graphs_are_the_model_in_the_papers_size(exported_size: Exported) -> None:
     """The same holds for the paper's size, with layers weighted unequally."""
-    is_the_model(exported_paper)
+    is_the_model(exported_size)
 
 
 def feeds_of(exported: Exported, users: np.ndarray, items: np.ndarray) -> dict[str, np.ndarray]:
@@ -188,9 +189,9 @@ def test_stored_rows_give_the_models_ratings(exported: Exported) -> None:
     check_stored_rows(exported)
 
 
-def test_stored_rows_give_the_models_ratings_in_the_papers_size(exported_paper: Exported) -> None:
+def test_stored_rows_give_the_models_ratings_in_the_papers_size(exported_size: Exported) -> None:
     """The same holds for the paper's size."""
-    check_stored_rows(exported_paper)
+    check_stored_rows(exported_size)
 
 
 def test_one_user_for_all_items(entity: Exported) -> None:

@@ -88,3 +88,14 @@ def with_item_text(dataset: Dataset, names: Sequence[str]) -> Dataset:
 
     templates = {"item_template": longer(schema.item_template), "pair_template": longer(schema.pair_template)}
     return replace(dataset, schema=schema.model_copy(update=templates))
+
+
+def with_content(dataset: Dataset) -> Dataset:
+    """The same data, read more fully: items' sentences name every attribute, and all their categories have codes."""
+    item = dataset.schema.item
+    described = tuple(
+        a.model_copy(update={"embed": a.embed or a.kind == "category" or bool(a.edges)}) for a in item.attributes
+    )
+    told = with_item_text(dataset, [a.name for a in described])
+    coded = {"item": item.model_copy(update={"attributes": described})}
+    return replace(told, schema=told.schema.model_copy(update=coded))

@@ -35,7 +35,7 @@ from training.datasets import load
 from training.datasets.dataset import Dataset, with_content
 from training.evaluate import METRICS, Evaluation, evaluate
 from training.features import prepare
-from training.fit import Fold, fit_by_sampling, predict
+from training.fit import Fold, ViewStage, fit_by_sampling, predict
 from training.model import SIZES, FactorSize, layer_weights
 from training.options import Options, Recipe, default_cache
 from training.run import fit, open_run, versions
@@ -112,7 +112,8 @@ class Choose(OnData):
         bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
         rows, out = torch.from_numpy(fitted), torch.from_numpy(held_out)
         found = fit_by_sampling(prepared, Recipe(), bounds, rows, [Fold(rows, out)])
-        heads = predict(found.model, prepared.features, out, found.ids).double().numpy()
+        assert isinstance(found.stage, ViewStage)
+        heads = predict(found.stage.model, prepared.features, out, found.stage.ids).double().numpy()
         by_weights = {
             kind: _rmse(dataset, held_out, heads @ np.array(layer_weights(kind, heads.shape[1])))
             for kind in ("equal", "late")

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -281,21 +281,21 @@ class Load:
                 self._check([await self._ask("GET", path)], place, [at])
             elif kind == "post":
                 places = self._random.sample(range(len(self._versions.items)), PAIRS)
-                pairs = [{user: id_, item: self._versions.items[at]} for at in places]
-                self._check(await self._ask("POST", "/predict", {"pairs": pairs}), place, places)
+                known = [{user: id_, item: self._versions.items[at]} for at in places]
+                self._check(await self._ask("POST", "/predict", {"pairs": known}), place, places)
             elif number % (2 * SLOW_EVERY):
                 found = (await self._ask("GET", f"/recommend?{user}={id_}&k=5"))["items"]
                 self.mixed += len({answer["version"] for answer in found}) != 1
             else:
                 new = {"title": f"A new film, part {number}"}
-                pairs = [{user: id_, item: self._versions.items[0]}, {user: id_, item: new}]
+                pairs: list[dict[str, Any]] = [{user: id_, item: self._versions.items[0]}, {user: id_, item: new}]
                 answers = await self._ask("POST", "/predict", {"pairs": pairs})
                 self._check(answers, place, [0, None])
         except (OSError, RunError, asyncio.IncompleteReadError, ValueError) as error:
             self.failed[f"{type(error).__name__}: {error}"] += 1
         self._asked.append((kind, due, time.perf_counter() - due))
 
-    def _check(self, answers: list[dict[str, Any]], place: int, items: list[int | None]) -> None:
+    def _check(self, answers: list[dict[str, Any]], place: int, items: Sequence[int | None]) -> None:
         """All by one version, and by its rows."""
         versions = {answer["version"] for answer in answers}
         moved = (place + 1) % len(self._versions.ids) if answers[0]["version"] % 2 == 0 else place

@@ -151,8 +151,7 @@ def _outputs(service: Service) -> dict[str, list[int]]:
 def _metadata(service: Service, versions: Sequence[int]) -> ModelMetadata:
     manifest = service.version.manifest
     inputs = [
-        TensorInfo(name=entity.name, datatype=_IDS[entity.id_type], shape=[-1])  # type: ignore[arg-type]
-        for entity in manifest.schema_.entities
+        TensorInfo(name=entity.name, datatype=_IDS[entity.id_type], shape=[-1]) for entity in manifest.schema_.entities
     ]
     outputs = [TensorInfo(name=n, datatype="FP64", shape=[-1, *shape]) for n, shape in _outputs(service).items()]
     told = list(map(str, versions))
@@ -205,7 +204,7 @@ def _pairs(wish: InferenceRequest, binary: bytes, entities: Sequence[Entity], ma
                 raise _wrong(f"inputs.{tensor.name}", "its binary_data_size is more than the body has")
             ids, binary = _decode(binary[:size], tensor.datatype), binary[size:]
         kind = int if tensor.datatype == "INT64" else str
-        sound = all(type(id_) is kind and (kind is str or abs(id_) < 2**63) for id_ in ids)
+        sound = all(type(id_) is kind and (isinstance(id_, str) or abs(id_) < 2**63) for id_ in ids)
         if len(ids) != rows or not sound:
             raise _wrong(f"inputs.{tensor.name}", f"its data must be {rows} ids of type {tensor.datatype}")
         found[tensor.name] = ids

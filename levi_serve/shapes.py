@@ -167,7 +167,7 @@ def given_type(entity: Entity) -> Any:
     """An id, or a new entity's attributes."""
     if not entity.attributes:
         return id_type(entity)
-    attributes = Annotated[described_type(entity), Tag(_ATTRIBUTES)]
+    attributes: Any = Annotated[described_type(entity), Tag(_ATTRIBUTES)]
     return Annotated[Annotated[id_type(entity), Tag(_ID)] | attributes, Discriminator(_branch)]
 
 
@@ -176,7 +176,7 @@ def described_type(entity: Entity) -> Any:
     fields = {a.name: NotRequired[_attribute_type(a)] for a in entity.attributes}
     made = record(f"{title(entity)}Attributes", fields)
     return Annotated[
-        made,  # type: ignore[valid-type]
+        made,
         Field(json_schema_extra={"minProperties": 1}),
         AfterValidator(_not_empty),
     ]

@@ -41,7 +41,8 @@ class FactorHalf(Half):
         if self.side == 1:
             content = self.content(codes, components)  # [B, n, F]
             one = torch.ones_like(content[:, :, :1])
-            factors = own.unflatten(1, (self.shape.layers, -1))[:, :, 1 + content.shape[2] :]
+            layers = self.shape.layers
+            factors = own.view(-1, layers, own.shape[1] // layers)[:, :, 1 + content.shape[2] :]
             own = torch.cat([one, content, factors], dim=2).flatten(1)
         return torch.cat([own, bias, self.projection.support(components)], dim=1)
 
@@ -65,7 +66,7 @@ class BilinearLevi(Network):
     def join(self, user: Tensor, item: Tensor, pair_components: Tensor | None = None) -> Tensor:
         """Head ratings [B, n], unclipped, of user rows and item rows."""
         width = self.shape.layout.heads
-        products = (user[:, :width] * item[:, :width]).unflatten(1, (self.shape.layers, -1))
+        products = (user[:, :width] * item[:, :width]).view(-1, self.shape.layers, width // self.shape.layers)
         return products.sum(2) + self.center + user[:, width : width + 1] + item[:, width : width + 1]
 
 

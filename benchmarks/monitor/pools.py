@@ -17,7 +17,7 @@ from levi_serve.bundle.reference import Reference, measure
 from training.datasets.dataset import Dataset, attributes
 from training.features import Features, prepare, project
 from training.fit import Fitter, Fold, Views, ViewStage, predict
-from training.model import SIZES, Levi
+from training.model import SIZES, Levi, Network
 from training.run import Run, accelerator
 from training.splits import item_folds
 from training.views import compute_views
@@ -55,7 +55,7 @@ class Fitted:
     """A model and what it was fitted on."""
 
     dataset: Dataset
-    model: Levi
+    model: Network
     features: Features
     ids: tuple[Tensor, Tensor]
     bounds: tuple[float, float]
@@ -188,7 +188,7 @@ def broken_layer(fitted: Fitted, layer: int, seed: int) -> Fitted:
     return fitted.with_components(1, change)
 
 
-def stale(fitted: Fitted, other: Levi) -> Fitted:
+def stale(fitted: Fitted, other: Network) -> Fitted:
     """Items' rows come from another fit: after retraining, nobody published the new ones."""
     mixed = Levi(fitted.model.shape)
     mixed.load_state_dict(fitted.model.state_dict())
@@ -204,7 +204,7 @@ class Traffic:
     pools: dict[str, Pool]
 
 
-def traffic(run: Run, other: Levi | None, cache: Path) -> Traffic:
+def traffic(run: Run, other: Network | None, cache: Path) -> Traffic:
     """Ids as they are."""
     fitted, parts, seed = Fitted.of(run), run.split, run.record.options.seed
     reference = fitted.reference(parts.calibration, seed)

@@ -7,6 +7,7 @@ call is made until a thread of its own has been answered a real inference: that 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -159,12 +160,12 @@ class TritonGraph:
         result = self._client.infer(self._name, inputs, self._version, wanted, client_timeout=self._timeout_s)
         arrays = []
         for tensor in self._outputs:
-            array: Any = result.as_numpy(tensor.name)
+            found: Any = result.as_numpy(tensor.name)
             columns = () if tensor.columns is None else (tensor.columns,)
-            if array is None or array.size != rows * int(np.prod(columns, dtype=int)):
-                shape = None if array is None else list(array.shape)
+            if found is None or found.size != rows * math.prod(map(int, columns)):
+                shape = None if found is None else list(found.shape)
                 raise BackendError(f"output '{tensor.name}' is {shape} for {rows} rows, expected {tensor}")
-            arrays.append(array.reshape(rows, *columns))
+            arrays.append(found.reshape(rows, *columns))
         return arrays
 
     def _failed(self, feeds: Mapping[str, AnyArray], error: str) -> None:

@@ -278,7 +278,7 @@ def test_retry_after_is_the_time_to_empty_the_queue(clock: Clock) -> None:
 
 
 def test_a_queue_too_long_for_the_deadline_refuses(clock: Clock) -> None:
-    """Three quarters of what a caller gives may be spent waiting; who gives more is accepted, who is late is told so."""
+    """Three quarters of what a caller gives may be spent waiting; who gives more is accepted, who is late is told."""
 
     async def scenario() -> None:
         async def run(items: Sequence[int]) -> Sequence[int]:

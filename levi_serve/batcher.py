@@ -21,7 +21,7 @@ Answer = TypeVar("Answer")
 log = logging.getLogger("levi")
 
 _LONGEST_RETRY = 60
-_SHARE = 0.5
+_SHARE = 0.75
 """Of the time that a caller gives, the most that may be spent in the queue. Callers at the end of a longer one would be
 answered too late, and in a lasting overload everybody stands at the end.
 """

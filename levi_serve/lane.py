@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from functools import lru_cache
 from time import perf_counter
 from typing import Any
@@ -114,7 +115,10 @@ class Lane(Protocol):
         self._service = service
         deadline = self._seen + (self._timeout_s if timeout is None else timeout)
         if retry_after := service.engine.crowded(deadline, self._seen):
-            self._shed(retry_after)
+            # Not at once: who is told within a turn of the loop sends the next request within the same turn, and while
+            # there is always one more to be read and refused, no run begins.
+            self._job = Job((), math.inf, self._reply, self._seen)
+            self.loop.call_soon(self._job.end, OverloadedError(retry_after))
             return True
         try:
             self._job = service.engine.put(Pair(user, item), deadline, self._reply)
@@ -133,14 +137,11 @@ class Lane(Protocol):
             self.transport.resume_reading()
             self.data_received(held)
 
-    def _shed(self, retry_after: int) -> None:
-        """Made without an exception: refusing must stay cheaper than answering, or an overload feeds itself."""
-        self._metrics.problem(OVERLOADED)
-        self._write(429, _PROBLEM, _overloaded(retry_after), b"retry-after: %d\r\n" % retry_after)
-
     def _refuse(self, error: Exception) -> None:
-        if isinstance(error, OverloadedError):
-            self._shed(error.retry_after)
+        if isinstance(error, OverloadedError):  # made once: refusing must stay cheaper than answering
+            self._metrics.problem(OVERLOADED)
+            more = b"retry-after: %d\r\n" % error.retry_after
+            self._write(429, _PROBLEM, _overloaded(error.retry_after), more)
             return
         if isinstance(error, UnknownIdError):
             assert self._service is not None

@@ -85,7 +85,7 @@ class ServeSettings(ModelSettings):
     )
     max_batch: PositiveInt = Field(64, description="Pairs in one run of the model, at most.")
     max_tokens: PositiveInt = Field(
-        2048,
+        1024,
         description="Tokens in one run of the backbone over pairs' sentences (pair views), padding included, at most.",
     )
     encode_batch: PositiveInt = Field(

@@ -130,9 +130,9 @@ class Reply(NamedTuple):
     body: bytes
 
 
-def get(target: str) -> bytes:
-    """A rendered GET."""
-    return f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+def get(target: str, headers: str = "") -> bytes:
+    """A rendered GET; `headers` are whole lines."""
+    return f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}\r\n".encode()
 
 
 def post(target: str, body: Any, headers: str = "") -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -175,6 +176,7 @@ async def _load(settings: ServeSettings, live: Live, metrics: Metrics) -> None:
         live.fail(f"loading the model failed: {error}")
         log.exception("not ready")
     else:
+        gc.freeze()  # what was loaded stays: no collection needs to go through it
         live.start(service)
         took = time.perf_counter() - start
         manifest = service.version.manifest

@@ -21,6 +21,16 @@ Answer = TypeVar("Answer")
 log = logging.getLogger("levi")
 
 _LONGEST_RETRY = 60
+_SHARE = 0.5
+"""Of the time that a caller gives, the most that may be spent in the queue. Callers at the end of a longer one would be
+answered too late, and in a lasting overload everybody stands at the end.
+"""
+_SLICE_S = 0.025
+"""So long runs follow one another before the loop reads new requests: in an overload it would otherwise read, and
+refuse, many of them between any two runs.
+"""
+_SMOOTH = 0.2
+"""Weight of the last run in the pace."""
 
 
 Shed: TypeAlias = Callable[[Literal["full", "late", "gone"], int], None]
@@ -126,7 +136,9 @@ class Batcher(Generic[Item, Answer]):
         self._workers: set[asyncio.Task[None]] = set()
         self._closing = False
         self._pace = 0.0
-        """Seconds per item of the last run."""
+        """Seconds per item while there is a backlog, whatever else the process does meanwhile included."""
+        self._since: float | None = None
+        """When the last run ended, if it left a backlog."""
 
     @property
     def waiting(self) -> int:
@@ -139,16 +151,13 @@ class Batcher(Generic[Item, Answer]):
         """Queue items; `reply` hears of them later, never within this call. `deadline` is in `perf_counter` seconds.
 
         Raises:
-            OverloadedError: the queue has no room for them.
-            NotReadyError: the batcher is closing.
+            OverloadedError: as `admit`.
+            NotReadyError: as `admit`.
 
         """
-        if self._closing:
-            raise NotReadyError("the model is being taken out of service")
-        if len(self._queue) + len(items) > self._max_queue:
-            self._shed("full", len(items))
-            raise OverloadedError(self._seconds_to_empty())
-        job = Job(items, deadline, reply, perf_counter(), self._shed)
+        now = perf_counter()
+        self.admit(len(items), deadline, now)
+        job = Job(items, deadline, reply, now, self._shed)
         self._queue.add(job)
         if self._free:
             self._free -= 1
@@ -157,11 +166,35 @@ class Batcher(Generic[Item, Answer]):
             worker.add_done_callback(self._workers.discard)
         return job
 
+    def crowded(self, count: int, deadline: float, now: float) -> int:
+        """0 while there is room for so many items with this deadline; else they are shed, and it is the seconds until
+        there may be room.
+        """
+        waiting = len(self._queue)
+        seconds = waiting * self._pace
+        if waiting + count > self._max_queue or now < deadline < now + seconds / _SHARE:
+            self._shed("full", count)
+            return min(max(1, math.ceil(seconds)), _LONGEST_RETRY)
+        return 0
+
+    def admit(self, count: int, deadline: float, now: float) -> None:
+        """Whether `put` would take so many items at present.
+
+        Raises:
+            OverloadedError: the queue has no room for them, or is too long for their deadline.
+            NotReadyError: the batcher is closing.
+
+        """
+        if self._closing:
+            raise NotReadyError("the model is being taken out of service")
+        if retry_after := self.crowded(count, deadline, now):
+            raise OverloadedError(retry_after)
+
     async def submit(self, items: Sequence[Item], deadline: float = math.inf) -> list[Answer]:
         """Answers to the items, in order. A caller that is cancelled costs no further run.
 
         Raises:
-            OverloadedError: the queue has no room for them.
+            OverloadedError: as `admit`.
             DeadlineError: they were not there in time.
             NotReadyError: the batcher is closing.
             Exception: what the run raised for one of them; the others of this caller are then dropped.
@@ -195,15 +228,14 @@ class Batcher(Generic[Item, Answer]):
         while self._workers:
             await asyncio.wait(self._workers)
 
-    def _seconds_to_empty(self) -> int:
-        return min(max(1, math.ceil(len(self._queue) * self._pace)), _LONGEST_RETRY)
-
     async def _work(self) -> None:
+        turn = perf_counter()
         try:
             while batch := self._queue.take():
                 await self._once(batch)
-                if len(self._queue):
-                    await asyncio.sleep(0)  # the loop reads new requests and writes answers between two runs
+                if len(self._queue) and perf_counter() - turn >= _SLICE_S:
+                    await asyncio.sleep(0)  # the loop reads new requests and writes answers
+                    turn = perf_counter()
         finally:
             self._free += 1
 
@@ -217,8 +249,14 @@ class Batcher(Generic[Item, Answer]):
             for job, _ in batch:
                 job.end(error)
             return
-        seconds = perf_counter() - start
-        self._pace = seconds / len(batch)
+        end = perf_counter()
+        self._measure(len(batch), end)
         for (job, place), answer in zip(batch, answers, strict=True):
             job.deliver(place, answer)
-        self._observe(len(batch), seconds, start - min(job.arrived for job, _ in batch))
+        self._observe(len(batch), end - start, start - min(job.arrived for job, _ in batch))
+
+    def _measure(self, count: int, end: float) -> None:
+        if self._since is not None:
+            pace = (end - self._since) / count
+            self._pace += (pace - self._pace) * (_SMOOTH if self._pace else 1.0)
+        self._since = end if len(self._queue) else None

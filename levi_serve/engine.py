@@ -87,6 +87,8 @@ class Engine(ABC):
         self._limits = limits
         self._metrics = metrics
         self._count_lookups = metrics.count_lookups()
+        self._score: Batcher[Any, bytes]
+        """The last lane of every prediction."""
         self._monitor: Monitor | None = None
         self._threads: list[ThreadPoolExecutor] = []
         self._lanes: list[Batcher[Any, Any]] = []
@@ -114,6 +116,15 @@ class Engine(ABC):
             ServeError: as `predict`.
 
         """
+
+    def admit(self, deadline: float) -> None:
+        """Before a list is read: reading one costs so much that it is not done for a list that is then refused.
+
+        Raises:
+            OverloadedError: there may be no room for it. Half of the queue is enough for the longest.
+
+        """
+        self._score.admit(self._limits.max_queue // 2, deadline, perf_counter())
 
     async def rank(self, user: Given, items: Sequence[Given], deadline: float = math.inf) -> list[bytes]:
         """Predictions for these items, best first; raises what `predict` raises."""
@@ -241,7 +252,11 @@ class EntityEngine(Engine):
         self._recommender = recommender
         best = self._threaded("recommend", self._best)
         self._recommend: Batcher[_Ask, list[bytes]] = self._lane("recommend", best, Turns(1), max_queue=_MAX_ASKS)
-        self._score: Batcher[Pair, bytes] = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
+        self._score = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
+
+    def crowded(self, deadline: float, now: float) -> int:
+        """0, or the seconds after which a pair that `put` would refuse may be tried again."""
+        return self._score.crowded(1, deadline, now)
 
     def put(self, pair: Pair, deadline: float, reply: Callable[[list[bytes] | Exception], None]) -> Job[Pair, bytes]:
         """`predict` for one pair of ids, without a task or a future; `reply` is called later with the answer.
@@ -264,14 +279,12 @@ class EntityEngine(Engine):
             for side, given in enumerate(pair)
             if isinstance(given, Mapping)
         }
-        if not new:
-            return [p if isinstance(p, Pair) else Pair(*p) for p in pairs]  # type: ignore[arg-type] # nothing new
-        rows = await self._rows(new, deadline)
+        rows = await self._rows(new, deadline) if new else {}
 
         def known(side: int, given: Given | Encoded) -> Known:
             return Encoded(given, rows[_key(side, given)]) if isinstance(given, Mapping) else given
 
-        return [Pair(known(0, pair.user), known(1, pair.item)) for pair in pairs]
+        return [_kind(pair)(known(0, pair.user), known(1, pair.item)) for pair in pairs]
 
     async def _rows(self, new: Mapping[bytes, NewEntity], deadline: float) -> dict[bytes, HalfArray]:
         """The row [W] of each new entity, by its key."""
@@ -383,14 +396,12 @@ class PairEngine(Engine):
         line = Lengths[_Read, bytes](
             lambda read: len(read.text.tokens), limits.max_batch, limits.max_tokens, window=8 * limits.max_batch
         )
-        self._score: Batcher[_Read, bytes] = self._lane("score", self._threaded("score", self._run), line)
+        self._score = self._lane("score", self._threaded("score", self._run), line)
 
     async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
-        """Through both lanes."""
-        known = [
-            (Probe if isinstance(pair, Probe) else Pair)(self._known(0, pair.user), self._known(1, pair.item))
-            for pair in pairs
-        ]
+        """Through both lanes; where the second has no room, nothing is read for it."""
+        self._score.admit(len(pairs), deadline, perf_counter())
+        known = [_kind(pair)(self._known(0, pair.user), self._known(1, pair.item)) for pair in pairs]
         return await self._score.submit(await self._read.submit(known, deadline), deadline)
 
     async def recommend(self, user: Given, k: int, exclude_rated: bool, deadline: float = math.inf) -> list[bytes]:
@@ -438,6 +449,11 @@ def _timed(observe: Callable[[float], None], work: Callable[P, T], *args: P.args
 
 def _given(pair: Pair) -> GivenPair:
     return GivenPair(*(known.given if isinstance(known, Encoded) else known for known in pair))
+
+
+def _kind(pair: GivenPair | Pair) -> type[Pair]:
+    """What a looked-up pair is made as: one that no client asked for stays so."""
+    return Probe if isinstance(pair, Probe) else Pair
 
 
 def _key(side: int, attributes: Mapping[str, Any]) -> bytes:

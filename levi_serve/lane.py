@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from levi_serve.batcher import Job
 from levi_serve.engine import EntityEngine
 from levi_serve.errors import OverloadedError, ServeError, UnknownIdError
+from levi_serve.guard import Token
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.predictor import Pair
@@ -34,12 +35,16 @@ _PROBLEM = MEDIA_TYPE.encode()
 class Lane(Protocol):
     """One connection. Requests on it are answered in order: while one is in the lane, what follows is held back."""
 
-    def __init__(self, *arguments: Any, live: Live, metrics: Metrics, timeout_s: float, **named: Any) -> None:
-        """`timeout_s` is what a request gets that does not say how long its caller waits."""
-        super().__init__(*arguments, **named)
+    def __init__(
+        self, *arguments: Any, live: Live, metrics: Metrics, timeout_s: float, token: Token | None, **named: Any
+    ) -> None:
+        """`timeout_s` is what a request gets that does not say how long its caller waits. Without the `token`, if there
+        is one, no request enters the lane.
+        """
+        super().__init__(*arguments, metrics=metrics, **named)
         self._live = live
-        self._metrics = metrics
         self._timeout_s = timeout_s
+        self._token = token
         self._midway = False
         """Whether uvicorn's parser is inside a request."""
         self._job: Job[Any, Any] | None = None
@@ -100,13 +105,17 @@ class Lane(Protocol):
         service = self._live.service
         if service is None or not isinstance(service.engine, EntityEngine):
             return False
-        request = service.wire.express(data)
+        plain = data if self._token is None else self._token.taken_from(data)
+        request = None if plain is None else service.wire.express(plain)
         if request is None:
             return False
         self._unset_keepalive_if_required()
         user, item, timeout = request
         self._service = service
         deadline = self._seen + (self._timeout_s if timeout is None else timeout)
+        if retry_after := service.engine.crowded(deadline, self._seen):
+            self._shed(retry_after)
+            return True
         try:
             self._job = service.engine.put(Pair(user, item), deadline, self._reply)
         except ServeError as error:
@@ -118,16 +127,20 @@ class Lane(Protocol):
         if isinstance(result, Exception):
             self._refuse(result)
         else:
-            self._write(200, _JSON, b"", result[0])
+            self._write(200, _JSON, result[0])
         if self._held and not self.transport.is_closing():
             held, self._held = bytes(self._held), bytearray()
             self.transport.resume_reading()
             self.data_received(held)
 
+    def _shed(self, retry_after: int) -> None:
+        """Made without an exception: refusing must stay cheaper than answering, or an overload feeds itself."""
+        self._metrics.problem(OVERLOADED)
+        self._write(429, _PROBLEM, _overloaded(retry_after), b"retry-after: %d\r\n" % retry_after)
+
     def _refuse(self, error: Exception) -> None:
         if isinstance(error, OverloadedError):
-            self._metrics.problem(OVERLOADED)
-            self._write(429, _PROBLEM, b"retry-after: %d\r\n" % error.retry_after, _overloaded(error.retry_after))
+            self._shed(error.retry_after)
             return
         if isinstance(error, UnknownIdError):
             assert self._service is not None
@@ -136,18 +149,14 @@ class Lane(Protocol):
         if not isinstance(error, ServeError | ProblemError):
             log.error("GET %s failed", ROUTE, exc_info=error)
         self._metrics.problem(problem.name)
-        self._write(problem.status, _PROBLEM, b"", problem.model_dump_json().encode())
+        self._write(problem.status, _PROBLEM, problem.model_dump_json().encode())
 
-    def _write(self, status: int, kind: bytes, headers: bytes, body: bytes) -> None:
-        head = STATUS_LINE[status]
-        for name, value in self.server_state.default_headers:
-            head += b"%b: %b\r\n" % (name, value)
-        head += b"%bcontent-length: %d\r\ncontent-type: %b\r\n" % (headers, len(body), kind)
+    def _write(self, status: int, kind: bytes, body: bytes, more: bytes = b"") -> None:
         if self._last or self._live.status == "draining":
             # The client's next request must not meet a line that is about to close.
             self._last = True
-            head += b"connection: close\r\n"
-        self.transport.write(head + b"\r\n" + body)
+        head = _head(status, tuple(self.server_state.default_headers), more, kind, self._last)
+        self.transport.write(head % (len(body), body))
         if self._last:
             self.transport.close()
         self._metrics.request(ROUTE, "GET", str(status), perf_counter() - self._seen)
@@ -166,5 +175,12 @@ class Lane(Protocol):
 
 @lru_cache(maxsize=128)
 def _overloaded(retry_after: int) -> bytes:
-    """Made once: refusing must stay much cheaper than answering, or an overload feeds itself."""
     return problem_of(OverloadedError(retry_after)).model_dump_json().encode()
+
+
+@lru_cache(maxsize=128)
+def _head(status: int, default: tuple[tuple[bytes, bytes], ...], more: bytes, kind: bytes, last: bool) -> bytes:
+    """All of an answer but the length of its body and the body itself; `default` headers tell the time in seconds."""
+    lines = STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in default) + more
+    tail = b"content-type: %b\r\n" % kind + (b"connection: close\r\n" if last else b"")
+    return lines.replace(b"%", b"%%") + b"content-length: %d\r\n" + tail + b"\r\n%b"

@@ -170,6 +170,7 @@ class Metrics:
                 counter.labels(label)  # a rate needs the zero that came before the first event
         self._tiers = {tier: self._lookups.labels(tier) for tier in _TIERS}
         self._observers: dict[tuple[str, str, str], Observe] = {}
+        self._problems: dict[str, Callable[[], None]] = {}
         self._depths: dict[str, Callable[[], int]] = {}
         self._serving: Gauge | None = None
         self._show_redis: Callable[[], None] = lambda: None
@@ -192,7 +193,10 @@ class Metrics:
 
     def problem(self, name: str) -> None:
         """Count one problem by its kind."""
-        self._errors.labels(name).inc()
+        count = self._problems.get(name)
+        if count is None:
+            count = self._problems[name] = self._errors.labels(name).inc
+        count()
 
     def observe_batches(self, lane: str) -> Callable[[int, float, float], None]:
         """What a batcher calls with the size, the duration [s] and the oldest item's wait [s] of each run."""

@@ -80,6 +80,7 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         """Ratings of many pairs, in order. A new user or item is given by its attributes in place of an id."""
         service = live.current()
         deadline = deadline_of(request, timeout_s)
+        service.engine.admit(deadline)
         pairs = service.wire.body(await read_json(request, max_body_bytes))
         try:
             answers = await unless_gone(request, service.engine.predict(pairs, deadline))
@@ -100,7 +101,8 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         if live.status != "ready":
             raise NotReadyError(live.reason)
         try:
-            await service.engine.predict([Probe(*service.version.examples[0])])  # type: ignore[arg-type] # by id
+            first = service.version.examples[0]  # by ids
+            await service.engine.predict([Probe(*first)])  # type: ignore[arg-type]
         except OverloadedError:
             pass
         except Exception as error:

@@ -50,6 +50,7 @@ def build_recommend_router(live: Live, max_body_bytes: int, timeout_s: float) ->
         """Predictions for some items, best first; of equal ratings, the smaller id first and new items last."""
         service = live.current()
         deadline = deadline_of(request, timeout_s)
+        service.engine.admit(deadline)
         candidates = service.lists.candidates(await read_json(request, max_body_bytes))
         try:
             answers = await unless_gone(request, service.engine.rank(*candidates, deadline))

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticUndefined
-from pydantic_settings import NoDecode
+from pydantic_settings import CliPositionalArg, NoDecode
 
 from levi_serve.bundle.commands import Command
 from levi_serve.redis_url import check_redis_url
@@ -48,7 +48,8 @@ class ModelSettings(BundleSettings):
 
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
-        description="What runs the graphs. `cuda` needs the extra `gpu` and fails at start without a working GPU.",
+        description="What runs the graphs. `cuda` needs the extra `gpu` and fails at start without a working GPU; we "
+        "have not run it on one: `python -m benchmarks.cuda` checks yours.",
     )
     threads: PositiveInt | None = Field(
         None,
@@ -69,9 +70,9 @@ class ServeSettings(ModelSettings):
         description="Processes that serve on this port. Above 1, one more starts them, replaces those that die, and "
         "ends them.",
     )
-    max_batch: PositiveInt = Field(32, description="Pairs in one run of the model, at most.")
+    max_batch: PositiveInt = Field(64, description="Pairs in one run of the model, at most.")
     max_tokens: PositiveInt = Field(
-        4096,
+        2048,
         description="Tokens in one run of the backbone over pairs' sentences (pair views), padding included, at most.",
     )
     encode_batch: PositiveInt = Field(
@@ -209,6 +210,34 @@ class PublishSettings(BundleSettings):
     redis: RedisUrl = Field(description="Redis to fill; `redis+cluster://` and any node for a cluster.")
     entity: Names = Field((), description="Entities whose tables are written, such as `user`; unset, both.")
     ttl_s: PositiveInt | None = Field(None, description="Seconds until the rows expire, all together; unset, never.")
+
+
+class Budget(BundleSettings):
+    """A false-alarm budget for a version."""
+
+    days: PositiveFloat = Field(30.0, allow_inf_nan=False, description="Days between two false alarms, on average.")
+    rate: PositiveFloat = Field(1000.0, allow_inf_nan=False, description="Predictions a second it is reckoned with.")
+
+
+class ReplaySettings(Budget):
+    """Which requests, and where the picture goes."""
+
+    file: CliPositionalArg[Path] = Field(
+        description='Requests: JSON lines such as {"user": 138, "movie": 357}, or CSV with such a header; a '
+        "`rating` is taken as the true one."
+    )
+    plot: Path | None = Field(None, description="Draw the evidence into this SVG file.")
+
+
+class ReplicasSettings(Budget):
+    """Which servers."""
+
+    url: CliPositionalArg[list[Annotated[str, Field(pattern=r"^https?://")]]] = Field(
+        description="Servers of this version, such as http://10.0.0.7:8000."
+    )
+    every_s: PositiveFloat = Field(1.0, allow_inf_nan=False, description="Seconds between two readings.")
+    state: Path | None = Field(None, description="File that keeps evidence and alarms over a restart.")
+    token: SecretStr | None = Field(None, description="Bearer token of the servers.")
 
 
 def open_secrets(settings: ServeSettings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from levi_serve.backends.binding import BoundGraph
 from levi_serve.backends.onnx import Device, Graph
 from levi_serve.bundle import FloatArray
 from levi_serve.bundle.golden import Golden, GoldenEntity, read_golden
@@ -100,18 +101,19 @@ def load(
         None if entity in elsewhere else _open_table(folder, f"{entity}s", manifest.layout.width) for entity in names
     )
     tokenizer = _open_tokenizer(folder / "tokenizer.json", manifest)
+    kind = Graph if device == "cpu" else BoundGraph
     encoder = None
     if manifest.views == "entity":
         # Two rows and a few small products: a second thread would cost more than it does.
-        graph = Graph(folder / "model.onnx", entity_tensors(manifest), rating_tensors(manifest), device, threads=1)
+        graph = kind(folder / "model.onnx", entity_tensors(manifest), rating_tensors(manifest), device, threads=1)
         unknown = _array(folder / "unknown.npy")
         inputs, rows = encoder_tensors(manifest, unknown.shape[-1])
-        encoder_graph = Graph(encoder_folder / "model.onnx", inputs, rows, device, threads)
+        encoder_graph = kind(encoder_folder / "model.onnx", inputs, rows, device, threads)
         encoder = Encoder(manifest, tokenizer, encoder_graph, unknown)
     else:
-        graph = Graph(folder / "model.onnx", PairReader.tensors(manifest), rating_tensors(manifest), device, threads)
-    support = manifest.layout.support > 0
-    reference = read_reference(folder, manifest.files[f"{name}/{version}/model.onnx"], manifest.layers, support)
+        graph = kind(folder / "model.onnx", PairReader.tensors(manifest), rating_tensors(manifest), device, threads)
+    graph_digest = manifest.files[f"{name}/{version}/model.onnx"]
+    reference = read_reference(folder, graph_digest, manifest.layers, manifest.layout.support > 0)
     if manifest.score not in reference.names or manifest.score not in ONE_SIDED:
         known = ", ".join(score for score in ONE_SIDED if score in reference.names)
         raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server reports ({known})")
@@ -127,6 +129,18 @@ def load(
         _open_rated(folder, users, items) if users is not None and items is not None else None,
         tuple(read_golden(folder / "golden.jsonl", manifest.layout.width)),
     )
+
+
+def read_version_reference(repository: Path, name: str, version: int) -> Reference:
+    """The monitor's reference of a version, without the rest of it.
+
+    Raises:
+        BundleError: it cannot be used.
+
+    """
+    manifest = read_manifest(repository, name, version)
+    graph = manifest.files[f"{name}/{version}/model.onnx"]
+    return read_reference(repository / name / str(version), graph, manifest.layers, manifest.layout.support > 0)
 
 
 def _given(entity: GoldenEntity) -> Given:

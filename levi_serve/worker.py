@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from levi_serve import logs
 from levi_serve.app import build_app
 from levi_serve.bundle.commands import RunError
 from levi_serve.cli import Serve
+from levi_serve.guard import Token
 from levi_serve.lane import Lane
 from levi_serve.live import Live
 from levi_serve.metrics import Metrics
@@ -37,9 +39,11 @@ def serve(
     """
     live = Live(metrics)
     app = build_app(settings, live, metrics, replaces)
-    express = settings.token is None and not settings.access_log  # the lane knows neither
-    lane = partial(Lane, live=live, metrics=metrics, timeout_s=settings.timeout_ms / 1000)
-    Server(app, live, lane if express else Protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)
+    protocol: Callable[..., Protocol] = partial(Protocol, metrics=metrics)
+    if not settings.access_log:  # the lane writes none
+        token = Token(settings.token.get_secret_value()) if settings.token else None
+        protocol = partial(Lane, live=live, metrics=metrics, timeout_s=settings.timeout_ms / 1000, token=token)
+    Server(app, live, protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)
 
 
 def main() -> int:

@@ -20,6 +20,8 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from levi_serve.bundle.rows import Layout
 from levi_serve.bundle.schema import Frozen
+from training.heads import share
+from training.options import Variant
 
 UNIT_FLOOR = 1e-2
 """Mean square below which components count as noise around the mean sentence; it is 1 on average."""
@@ -96,6 +98,15 @@ class Shape(Frozen):
     """Users and items in the tables."""
     categories: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
     """(levels, slots) of each embedded attribute, per side."""
+    variant: Variant = "levi"
+    """heads-only has no tower, and batch-ensemble rank-one heads (App. F)."""
+    binary: bool = False
+    """Whether the heads say probabilities of class 1."""
+
+    @property
+    def scratch(self) -> bool:
+        """Whether there is a scratch tower."""
+        return self.variant != "heads-only"
 
     @property
     def components(self) -> int:
@@ -116,16 +127,16 @@ class Shape(Frozen):
     @property
     def head_inputs(self) -> int:
         """Inputs of a head: its views and z."""
-        return {"entity": 2, "pair": 1, "none": 0}[self.views] * self.components + self.size.tower[1]
+        return {"entity": 2, "pair": 1, "none": 0}[self.views] * self.components + self.size.tower[1] * self.scratch
 
     @property
     def layout(self) -> Layout:
         """Columns of what `EntityHalf` returns."""
         size, entity = self.size, self.views == "entity"
         return Layout(
-            tower=size.tower[0],
+            tower=size.tower[0] * self.scratch,
             heads=self.layers * size.hidden if entity else 0,
-            factors=size.embedding if size.product else 0,
+            factors=size.embedding if size.product and self.scratch else 0,
             embedding=0,
             support=int(entity),
         )
@@ -175,6 +186,8 @@ class ViewLinear(nn.Module):
         self.weight = nn.Parameter(
             uniform(torch.empty(shape.layers, shape.components, shape.size.hidden), shape.head_inputs)
         )
+        if shape.variant == "batch-ensemble":
+            share(self, "weight", shape)
 
     def forward(self, components: Tensor) -> Tensor:
         if self.unit:
@@ -188,7 +201,7 @@ class EntityHalf(nn.Module):
     def __init__(self, shape: Shape, side: int) -> None:
         super().__init__()
         size = shape.size
-        self.size = size
+        self.size, self.scratch = size, shape.scratch
         self.ids = nn.Embedding(shape.counts[side] + 1, size.embedding + 1)  # embedding | bias; 0 is the unknown id
         self.slots = [slots for _, slots in shape.categories[side]]
         self.categories = nn.ModuleList(nn.Embedding(1 + n, size.category) for n, _ in shape.categories[side])
@@ -214,13 +227,13 @@ class EntityHalf(nn.Module):
         ident, bias = F.dropout(embedding[:, :-1], self.size.id_dropout, self.training), embedding[:, -1:]
         levels = torch.split(codes, self.slots, dim=1) if self.slots else ()
         inputs = torch.cat([ident, *(_mean_of_known(t(c), c) for t, c in zip(self.categories, levels, strict=True))], 1)
-        parts = [inputs @ self.tower]
+        parts = [inputs @ self.tower] if self.scratch else []
         if components is not None:
             assert self.heads is not None
             parts.append(self.heads(components).flatten(1))
-        if self.size.product:
+        if self.size.product and self.scratch:
             parts.append(ident)
-        parts.append(bias if self.size.bias else torch.zeros_like(bias))
+        parts.append(bias if self.size.bias and self.scratch else torch.zeros_like(bias))
         if components is not None:
             assert self.projection is not None
             parts.append(self.projection.support(components))
@@ -251,11 +264,13 @@ class Levi(nn.Module):
         self.heads_z = nn.Parameter(
             uniform(torch.empty(size.tower[1], shape.layers * size.hidden), shape.head_inputs)
         )  # W_z of every head side by side: one product for all
+        if shape.variant == "batch-ensemble":
+            share(self, "heads_z", shape)
         self.heads_bias = nn.Parameter(torch.zeros(shape.layers * size.hidden))
         self.heads_out = nn.Parameter(uniform(torch.empty(shape.layers, size.hidden), size.hidden))
         self.out_bias = nn.Parameter(torch.zeros(shape.layers))
         self.dropout = nn.Dropout(size.dropout)
-        self.register_buffer("center", torch.zeros(()))  # mean training rating
+        self.register_buffer("center", torch.zeros(()))  # mean training rating, or its logit
         self.register_buffer("weights", torch.full((shape.layers,), 1 / shape.layers))
 
     @property
@@ -268,16 +283,18 @@ class Levi(nn.Module):
         return [module for module in self.modules() if isinstance(module, Projection)]
 
     def join(self, user: Tensor, item: Tensor, pair_components: Tensor | None = None) -> Tensor:
-        """Head ratings [B, n], unclipped, of user rows and item rows [B, width] (and, with pair views, [B, n, k])."""
+        """Head ratings [B, n], unclipped (or probabilities), of user and item rows [B, width] (and pair views)."""
         size, layout = self.shape.size, self.shape.layout
         widths = [layout.tower, layout.heads, layout.factors, layout.bias, layout.support]
         tower_u, heads_u, factors_u, bias_u, _ = torch.split(user, widths, dim=1)
         tower_i, heads_i, factors_i, bias_i, _ = torch.split(item, widths, dim=1)
-        first = tower_u + tower_i + self.tower_bias
-        if self.product is not None:
-            first = first + (factors_u * factors_i) @ self.product
-        z = self.dropout(F.relu(self.tower(self.dropout(F.relu(first)))))  # [B, tower[1]]
-        hidden = z @ self.heads_z + self.heads_bias  # [B, n × hidden]
+        hidden: Tensor = self.heads_bias  # [n × hidden]
+        if self.shape.scratch:
+            first = tower_u + tower_i + self.tower_bias
+            if self.product is not None:
+                first = first + (factors_u * factors_i) @ self.product
+            z = self.dropout(F.relu(self.tower(self.dropout(F.relu(first)))))  # [B, tower[1]]
+            hidden = hidden + z @ self.heads_z  # [B, n × hidden]
         if layout.heads:
             hidden = hidden + heads_u + heads_i
         if pair_components is not None:
@@ -285,7 +302,8 @@ class Levi(nn.Module):
             hidden = hidden + self.pair_heads(pair_components).flatten(1)
         hidden = self.dropout(F.relu(hidden)).unflatten(1, (self.shape.layers, size.hidden))
         ratings: Tensor = (hidden * self.heads_out).sum(2) + self.out_bias  # [B, n]
-        return ratings + self.center + bias_u + bias_i
+        ratings = ratings + self.center + bias_u + bias_i
+        return ratings.sigmoid() if self.shape.binary else ratings
 
     def forward(self, batch: Batch) -> Tensor:
         """Head ratings [B, n] of a batch of pairs."""
@@ -302,8 +320,12 @@ class Levi(nn.Module):
     def loss(self, head_ratings: Tensor, target: Tensor) -> Tensor:
         """Σ_j w_j of the heads' mean squared errors (Sec. 4; App. C with unequal weights): a scalar.
 
-        Each head is fitted to the target by itself: the ensemble is formed after the fit, not by it.
+        Each head is fitted to the target by itself: the ensemble is formed after the fit, not by it. Where the task
+        is binary, cross-entropy takes the place of the squared error.
         """
+        if self.shape.binary:
+            target = target.unsqueeze(1).expand_as(head_ratings)
+            return F.binary_cross_entropy(head_ratings, target, reduction="none").mean(0).dot(self.weights)
         return (head_ratings - target.unsqueeze(1)).square().mean(0).dot(self.weights)
 
 

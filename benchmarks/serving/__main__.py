@@ -23,7 +23,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from benchmarks.serving import load
 from benchmarks.serving.bench import Bench, commit, machine
 from benchmarks.serving.bundle import Bundle
-from benchmarks.serving.compare import compare
+from benchmarks.serving.compare import claims, compare
 from benchmarks.serving.environments import ROOT
 from benchmarks.serving.lineup import LINEUP
 from benchmarks.serving.redis_server import find_redis
@@ -61,7 +61,10 @@ class Measure(Results):
     ] = (PEERS,)
     only: Annotated[
         tuple[str, ...],
-        Field(description=f"Peers, by name: {', '.join(who.name for who in LINEUP)}; may be repeated."),
+        Field(
+            description=f"Peers, by name: {', '.join(who.name for who in LINEUP)}; may be repeated. Ours takes part "
+            "each time, and the figures of the others stay."
+        ),
     ] = ()
     repeats: Annotated[PositiveInt, Field(description="Turns that everybody takes.")] = 5
     seconds: Annotated[PositiveFloat, Field(description="Measured time of one run.")] = 10.0
@@ -135,17 +138,33 @@ class Measure(Results):
             "commit": commit(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
-            "bundle": {key: bench.bundle.manifest[key] for key in ("views", "layout", "layers", "run")},
+            "bundle": bench.bundle.facts,
             "quick": bench.quick,
             "repeats": bench.repeats,
             "seconds": bench.seconds,
             "warmup": bench.warmup,
             "seed": bench.seed,
         }
-        facts |= compare(bench, self.only) if name == PEERS else SCENARIOS[name](bench)
-        key = f"{name}, {bench.bundle.views} views" if name == PEERS else name
+        size = facts["bundle"]["run"]["size"]
+        suffix = "" if size == "ref" else f", {size} size"
+        key = f"{name}, {bench.bundle.views} views{suffix}" if name == PEERS else name + suffix
+        if name == PEERS:
+            facts = self._with_peers(self.read().get(key, {}) if self.only else {}, facts, compare(bench, self.only))
+        else:
+            facts |= SCENARIOS[name](bench)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.out, self.read() | {key: self._without_paths(facts)})
+
+    @staticmethod
+    def _with_peers(before: dict[str, Any], facts: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+        """The section with these servers in place of what it said of them. Ratios are each call's own; each server
+        says which sources and which day its figures are of.
+        """
+        mark = {key: facts[key] for key in ("command", "commit", "date")}
+        servers = before.get("servers", {}) | {name: {**mark, **one} for name, one in found["servers"].items()}
+        ratios = before.get("ratios", {}) | found["ratios"]
+        made = claims(facts["bundle"]["views"], servers, ratios)
+        return {**facts, "servers": servers, "ratios": ratios, "claims": made}
 
     def _without_paths(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The figures without the folders of the machine where they were taken."""

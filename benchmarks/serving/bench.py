@@ -187,5 +187,10 @@ def commit() -> str:
     git = shutil.which("git")
     if git is None:
         return "unknown"
-    command = [git, "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+    def ask(*command: str) -> str:
+        done = subprocess.run([git, "-C", str(ROOT), *command], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = ask("status", "--porcelain", "--", "levi_serve", "benchmarks/serving")
+    return (ask("describe", "--always") or "unknown") + ("-dirty" if changed else "")

@@ -41,6 +41,11 @@ class Bundle:
         self.views: str = self.manifest["views"]
         self._check_golden()
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it is, for the record."""
+        return {key: self.manifest[key] for key in ("views", "layout", "layers", "run")}
+
     def pairs(self, count: int, seed: int) -> list[Pair]:
         """Random pairs of the catalogue."""
         rng = np.random.default_rng(seed)

@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.serving.bench import Bench, spread
+from benchmarks.serving.bench import Bench, claim, spread
 from benchmarks.serving.environments import installed
-from benchmarks.serving.lineup import LINEUP, OURS, Contestant, Setting
+from benchmarks.serving.lineup import LINEUP, OURS, TOLERANCE, Contestant, Setting
 from levi_serve.bundle.commands import RunError
 
 IDLE_S = 5.0
+P99_MS = 5.0
+"""Of ours at half of its ceiling (entity views)."""
+RATIOS = (
+    (2.0, "mosec_null", "mosec with a scorer that does nothing"),
+    (3.0, "mosec_null", "mosec with a scorer that does nothing (the aim)"),
+    (2.0, "mosec_null_batched", "mosec with a scorer that does nothing, in batches"),
+    (10.0, "bentoml_null", "BentoML with a scorer that does nothing"),
+    (4.0, "fastapi_torch", "FastAPI + torch with the same tables"),
+    (100.0, "fastapi_torch_backbone", "FastAPI + torch encoding each pair's sentences"),
+)
+"""What our throughput must be, over whose (entity views)."""
 _SWEEP_S = 2.0
 
 
 def compare(bench: Bench, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Throughput, latency, memory and idle CPU of each; several repeats, one after the other in turn."""
-    chosen = [who for who in LINEUP if (not only or who.name in only) and bench.bundle.views in who.views]
+    """Throughput, latency, memory and idle CPU of each; several repeats in turn, ours among them."""
+    chosen = [who for who in LINEUP if (not only or who.name in (*only, OURS.name)) and bench.bundle.views in who.views]
     results: dict[str, dict[str, Any]] = {}
     settings: dict[str, Setting] = {}
     for who in chosen:
@@ -84,6 +95,7 @@ def _measure(bench: Bench, who: Contestant, setting: Setting, result: dict[str, 
     )
     result["runs"].append(
         {
+            "turn": turn,
             "difference": difference,
             "ceiling": ceiling.model_dump(exclude={"windows"}),
             "half": half.model_dump(exclude={"windows"}),
@@ -107,9 +119,35 @@ def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _ratios(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Our throughput over each other's, turn by turn: what slows the machine slows both."""
-    ours = [run["ceiling"]["goodput"] for run in results.get(OURS.name, {}).get("runs", [])]
-    return {
-        name: spread([a / run["ceiling"]["goodput"] for a, run in zip(ours, result["runs"], strict=False)])
-        for name, result in results.items()
-        if name != OURS.name and ours and result.get("runs")
-    }
+    ours = {run["turn"]: run["ceiling"]["goodput"] for run in results.get(OURS.name, {}).get("runs", [])}
+    found: dict[str, list[float]] = {}
+    for name, result in results.items():
+        for run in result.get("runs", []):
+            if name != OURS.name and run["turn"] in ours:
+                found.setdefault(name, []).append(ours[run["turn"]] / run["ceiling"]["goodput"])
+    return {name: spread(ratios) for name, ratios in found.items()}
+
+
+def claims(views: str, servers: dict[str, Any], ratios: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """What must show of ours beside the others; whoever was not measured proves nothing."""
+    ours = servers.get(OURS.name, {}).get("summary")
+    if ours is None:
+        return []
+    right = ours["difference"]
+    made = [claim(f"ratings and heads are those of ONNX Runtime to {TOLERANCE:g}", right, right <= TOLERANCE)]
+    p99 = ours["p99_ms"]["median"]
+    if views == "pair":
+        peers = {name: servers[name]["summary"] for name in ratios}
+        if not peers:
+            return made
+        best = max(peers, key=lambda name: peers[name]["throughput"]["median"])
+        ratio, theirs = ratios[best]["median"], peers[best]["p99_ms"]["median"]
+        return [
+            *made,
+            claim(f"at least the throughput of the best peer, {best}", ratio, ratio >= 1),
+            claim(f"at no worse p99 than its {theirs:.0f} ms, each at half of its ceiling [ms]", p99, p99 <= theirs),
+        ]
+    for least, name, text in RATIOS:
+        found = ratios[name]["median"] if name in ratios else None
+        made.append(claim(f"≥ {least:g} × {text}", found, found is not None and found >= least))
+    return [*made, claim(f"p99 ≤ {P99_MS:g} ms at half of our ceiling [ms]", p99, p99 <= P99_MS)]

@@ -35,7 +35,7 @@ def ours(cache: Path) -> Path:
 
     """
     pins = ROOT / "constraints.txt"
-    facts = pins.read_bytes() + (ROOT / "pyproject.toml").read_bytes()
+    facts = pins.read_bytes() + (ROOT / "pyproject.toml").read_bytes() + bytes(ROOT)
     return _made(cache / "environments" / "ours", facts, ["-c", str(pins), "-e", f"{ROOT}[cpu]"])
 
 
@@ -49,7 +49,7 @@ def installed(folder: Path) -> dict[str, str]:
 
 def _made(folder: Path, facts: bytes, arguments: list[str]) -> Path:
     """The environment in `folder`, made anew unless it was made of the same facts."""
-    mark, wanted = folder / "made-of", hashlib.sha256(facts + repr(arguments).encode()).hexdigest()
+    mark, wanted = folder / "made-of", hashlib.sha256(facts).hexdigest()
     if mark.exists() and mark.read_text() == wanted:
         return folder / "bin"
     shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,8 @@
 // Closed loop (no --rate): each of N connections sends its next request as soon as the last one is answered.
 // Open loop (--rate R): requests fall due on a schedule that does not wait for answers, and each latency counts from
 // the moment at which the request was due. A request that finds no free connection waits here, and its latency runs on.
-// How late the generator itself was (the time from due to sent or queued) is reported apart.
+// How late the generator itself was (the time from due to sent or queued) is reported apart. Where it may, it runs in
+// the kernel's real-time class with its memory locked: nothing else on its core then holds up a request that is due.
 //
 // The requests come rendered in a file, so that methods, headers and bodies are data: for each class a line
 // `NAME SHARE random|once COUNT\n`, then COUNT times a length (uint32, little endian) and that many bytes. A class is
@@ -20,6 +21,7 @@
 #include <getopt.h>
 #include <math.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -28,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -91,7 +94,7 @@ typedef struct {
 static struct sockaddr_in address = {.sin_family = AF_INET};
 static uint32_t connections = 16;
 static double seconds = 10, warmup = 2, rate = 0, timeout_s = 10, deadline_ms = 0, window_ms = 0;
-static bool poisson = true;
+static bool poisson = true, realtime = false;
 static uint64_t seed = 0;
 static FILE *bodies = NULL;
 
@@ -488,6 +491,12 @@ static void sleep_until(uint64_t when) {
   timerfd_settime(timer, TFD_TIMER_ABSTIME, &at, NULL);
 }
 
+// Ahead of everything else on this core, if the system allows it.
+static void go_first(void) {
+  struct sched_param first = {.sched_priority = 1};
+  realtime = !sched_setscheduler(0, SCHED_FIFO, &first) && !mlockall(MCL_CURRENT);
+}
+
 static void run(void) {
   uint64_t start_time = now_ns(), next_tick = start_time;
   double mean_gap = rate ? SECOND / rate : 0;
@@ -551,8 +560,8 @@ static void print_report(void) {
   for (uint32_t i = 0; i < class_count; i++)
     for (int s = 0; s < STATUSES; s++)
       if (classes[i].by_status[s]) statuses[s] += (uint32_t)classes[i].by_status[s]->count;
-  printf("{\"mode\": \"%s\", \"connections\": %u, \"seconds\": %g, \"warmup\": %g, \"started_ns\": %llu,\n",
-         rate ? "open" : "closed", connections, seconds, warmup, (unsigned long long)begin);
+  printf("{\"mode\": \"%s\", \"connections\": %u, \"seconds\": %g, \"warmup\": %g, \"started_ns\": %llu, \"realtime\": %s,\n",
+         rate ? "open" : "closed", connections, seconds, warmup, (unsigned long long)begin, realtime ? "true" : "false");
   if (rate) printf(" \"rate\": %g, \"arrivals\": \"%s\", ", rate, poisson ? "poisson" : "constant");
   printf(" \"throughput\": %.3f, \"goodput\": %.3f,\n", (double)answered_inside / seconds, (double)good_inside / seconds);
   printf(" \"scheduled\": %llu, \"queued\": %llu, \"reconnects\": %llu, \"refused\": %llu, \"retry_after\": %llu,\n",
@@ -654,6 +663,7 @@ int main(int argc, char **argv) {
     windows = checked(calloc(window_count, sizeof *windows));
   }
   for (Connection *c = pool; c < pool + connections; c++) open_connection(c, true);
+  go_first();
   run();
   if (bodies && fclose(bodies)) fail("writing the bodies: %s", strerror(errno));
   print_report();

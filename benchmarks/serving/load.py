@@ -67,6 +67,8 @@ class Report(BaseModel):
     mode: str
     connections: int
     seconds: float
+    realtime: bool
+    """Whether the generator ran before everything else on its core."""
     rate: float | None = None
     throughput: float
     """Answers a second, of any status."""

@@ -45,13 +45,19 @@ class Table:
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """One of each section's main figures, and one of what must show."""
-    made = [_peers(name, section) for name, section in found.items() if "servers" in section]
-    for name, section in found.items():
-        if section.get("claims"):
-            rows = [[c["claim"], _number(c["found"]), "yes" if c["met"] else "no"] for c in section["claims"]]
-            made.append(Table(name, _how(section), ("what must show", "found", "met"), rows))
-    return made
+    """One of each comparison with the peers, and one of all that must show."""
+    claimed = {name: section for name, section in found.items() if section.get("claims")}
+    rows = [
+        [name, one["claim"], _number(one["found"]), "yes" if one["met"] else "**no**"]
+        for name, section in claimed.items()
+        for one in section["claims"]
+    ]
+    calls: dict[str, list[str]] = {}
+    for name, section in claimed.items():
+        calls.setdefault(_how(section), []).append(name)
+    note = "\n".join(f"- {'; '.join(names)}: {how}" for how, names in calls.items())
+    peers = [_peers(name, section) for name, section in found.items() if "servers" in section]
+    return [*peers, Table("What must show", note, ("measured", "what must show", "found", "met"), rows)]
 
 
 def plots(found: dict[str, Any], folder: Path) -> None:
@@ -63,7 +69,8 @@ def plots(found: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, section in found.items():
         if "servers" in section:
-            _bars(name, section, folder / f"serving-{'pair' if 'pair' in name else 'entity'}.svg")
+            views, *size = name.split(", ")[1:]  # as in "peers, entity views, paper size"
+            _bars(name, section, folder / f"serving-{'-'.join(word.split()[0] for word in (views, *size))}.svg")
     if "latency" in found:
         _curve(found["latency"], folder / "serving-latency.svg")
     if "overload" in found:

@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -254,7 +255,7 @@ def test_full_queue_refuses() -> None:
 
 
 def test_retry_after_is_the_time_to_empty_the_queue(clock: Clock) -> None:
-    """As long as the waiting items take at the pace of the last run, in whole seconds, at most a minute."""
+    """As long as the waiting items take at the pace of the last runs, in whole seconds, at most a minute."""
 
     async def scenario() -> None:
         async def run(items: Sequence[int]) -> Sequence[int]:
@@ -264,7 +265,7 @@ def test_retry_after_is_the_time_to_empty_the_queue(clock: Clock) -> None:
 
         lane = batcher(run, max_batch=2, max_queue=100)
         for size, expected in ((3, 8), (40, 60)):
-            await lane.submit([0, 0])
+            await lane.submit([0] * 4)
             gate = asyncio.ensure_future(lane.submit([0] * size))
             await asyncio.sleep(0)
             with pytest.raises(OverloadedError) as caught:
@@ -272,6 +273,65 @@ def test_retry_after_is_the_time_to_empty_the_queue(clock: Clock) -> None:
             assert caught.value.retry_after == expected
             await gate
         await lane.close()
+
+    play(scenario)
+
+
+def test_a_queue_too_long_for_the_deadline_refuses(clock: Clock) -> None:
+    """Half of what a caller gives may be spent waiting; who gives more is accepted, and who is late already is told."""
+
+    async def scenario() -> None:
+        async def run(items: Sequence[int]) -> Sequence[int]:
+            clock.now += 2.5 * len(items)
+            await asyncio.sleep(0)
+            return items
+
+        lane = batcher(run, max_batch=2)
+        assert lane.put([0], clock.now + 1e-6, print)  # nothing waits: no time is too short
+        await lane.submit([0] * 4)
+        replies: list[Any] = []
+        for _ in range(6):
+            lane.put([0], math.inf, replies.append)
+        await asyncio.sleep(0)  # two of six are taken: four take 10 s
+        with pytest.raises(OverloadedError):
+            lane.put([1], clock.now + 19.9, print)
+        lane.put([2], clock.now + 20.1, replies.append)
+        lane.put([3], clock.now - 1, replies.append)
+        await lane.close()
+        assert replies[:6] == [[0]] * 6
+        assert any(reply == [2] for reply in replies)
+        assert any(isinstance(reply, DeadlineError) for reply in replies)
+
+    play(scenario)
+
+
+def test_a_lasting_overload_keeps_the_lane_at_work(clock: Clock) -> None:
+    """Three times as many callers as can be served: those who are accepted are answered in time, and nearly no run is
+    spent on others. Without refusals by deadline everyone would wait until just after his own.
+    """
+
+    async def scenario() -> None:
+        replies: list[Any] = []
+
+        async def run(items: Sequence[int]) -> Sequence[int]:
+            for _ in range(24):  # in the time that it takes for 8 items, 24 more come
+                clock.now += 0.25 / 24
+                if clock.now < end:
+                    with suppress(OverloadedError):
+                        lane.put([1], clock.now + 2.0, replies.append)
+            await asyncio.sleep(0)
+            return items
+
+        end = clock.now + 100
+        lane = batcher(run, max_batch=8, max_queue=2000)
+        await lane.submit([1])
+        while lane.waiting:
+            await asyncio.sleep(0)
+        await lane.close()
+        good = sum(reply == [1] for reply in replies)
+        late = sum(isinstance(reply, DeadlineError) for reply in replies)
+        assert good >= 0.95 * 8 * 100 / 0.25
+        assert late <= 0.01 * good
 
     play(scenario)
 

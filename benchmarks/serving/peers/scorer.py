@@ -8,6 +8,7 @@ from here too: the graph and the tables, and nothing of the server.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Bundle:
         self.manifest = json.loads((folder / "manifest.json").read_bytes())
         self.names = [self.manifest["schema"][side]["name"] for side in ("user", "item")]
         self.tables = [Table(folder, f"{name}s") for name in self.names]
-        self.reference = np.load(folder / "monitor.npz")[self.manifest["score"]]
+        self.reference = np.load(folder / "monitor.npz")[f"quantiles_{self.manifest['score']}"]
 
     def numbers(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """Row numbers of the users and of the items."""
@@ -89,6 +90,7 @@ class OnnxScorer:
     """Pairs to answers through the exported graph, one thread."""
 
     def __init__(self, folder: Path) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort
 
         self.bundle = Bundle(folder)

@@ -14,10 +14,12 @@ from benchmarks.serving.scenarios.latency import latency
 from benchmarks.serving.scenarios.million import million
 from benchmarks.serving.scenarios.overload import overload
 from benchmarks.serving.scenarios.pairs import pairs
+from benchmarks.serving.scenarios.ratings import ratings
 from benchmarks.serving.scenarios.recommend import recommend
 from benchmarks.serving.scenarios.redis_faults import redis_faults
 
 SCENARIOS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "ratings": ratings,
     "latency": latency,
     "overload": overload,
     "cold": cold,

@@ -56,6 +56,7 @@ def pairs(bench: Bench) -> dict[str, Any]:
     raised = with_long["median"] - without["median"]
     best = max(ratio["median"] for ratio in ratios.values())
     return {
+        "bundle": bench.bundle.facts,
         "difference": difference,
         "raw_pairs_a_second": spread(raw),
         "post_32_pairs_a_second": spread(by_post),

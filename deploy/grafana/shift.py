@@ -133,6 +133,7 @@ def _scores() -> list[AnyPanel]:
 
 def _heads() -> list[AnyPanel]:
     mean, reference = (gauge(f"levi_monitor_head_{of}_mean", "head", "avg") for of in ("rating", "reference"))
+    deviation, usual = (gauge(f"levi_monitor_head_{of}_deviation", "head", "avg") for of in ("rating", "reference"))
     return [
         lines(
             "Mean rating of each head, against that in distribution",
@@ -142,10 +143,10 @@ def _heads() -> list[AnyPanel]:
             from_zero=False,
         ),
         lines(
-            "Deviation of each head's ratings",
-            "none",
-            (gauge("levi_monitor_head_rating_deviation", "head", "avg"), "head {{head}}"),
-            about="Near zero: the head says the same of every pair.",
+            "Deviation of each head's ratings, of that in distribution",
+            "percentunit",
+            (f"{deviation} / {usual}", "head {{head}}"),
+            about="One near zero: that head says the same of every pair. All: everybody asks for the same pairs.",
         ),
     ]
 

@@ -80,9 +80,8 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
     )
     async def predict_many(request: Request) -> Response:
         """Ratings of many pairs, in order. A new user or item is given by its attributes in place of an id."""
-        live.current()  # without a model no body is read
         deadline = deadline_of(request, timeout_s)
-        live.current().engine.admit(deadline)
+        live.current().engine.admit(deadline)  # without a model, or without room, no body is read
         body = await read_json(request, max_body_bytes)
         with live.current() as service:
             pairs = service.wire.body(body)

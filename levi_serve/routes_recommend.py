@@ -49,9 +49,8 @@ def build_recommend_router(live: Live, max_body_bytes: int, timeout_s: float) ->
     )
     async def rank(request: Request) -> Response:
         """Predictions for some items, best first; of equal ratings, the smaller id first and new items last."""
-        live.current()  # without a model no body is read
         deadline = deadline_of(request, timeout_s)
-        live.current().engine.admit(deadline)
+        live.current().engine.admit(deadline)  # without a model, or without room, no body is read
         body = await read_json(request, max_body_bytes)
         with live.current() as service:
             candidates = service.lists.candidates(body)

@@ -114,7 +114,6 @@ def load(
     )
     # Reading a tokenizer holds the interpreter for 20 ms, in which nobody is answered.
     tokenizer = _same_tokenizer(manifest, beside) or _open_tokenizer(folder / "tokenizer.json", manifest)
-    reference = _reference(manifest, folder)
     kind = Graph if device == "cpu" else BoundGraph
     with ExitStack() as undo:
 
@@ -135,6 +134,7 @@ def load(
             encoder = Encoder(manifest, tokenizer, graph(f"{name}_encoder", inputs, rows, threads), unknown)
         else:
             model = graph(name, PairReader.tensors(manifest), rating_tensors(manifest), threads)
+        reference = _reference(manifest, folder)
         found = Version(
             manifest,
             folder,

@@ -389,7 +389,7 @@ def test_a_body_that_takes_long_is_read_by_the_version_that_answers(app: Running
             await asyncio.sleep(0.01)
         yield b'"movie": 357}]}'
 
-    headers = {"content-type": "application/json"}
+    headers = {"content-type": "application/json", "x-request-timeout-ms": "60000"}
     asked = asyncio.run_coroutine_threadsafe(app.client.post("/predict", content=body(), headers=headers), app.loop)
     assert half.wait(10)
     write(repository, 2)

@@ -13,7 +13,8 @@ RUN python -m venv /opt/levi \
 
 FROM python:3.11-slim
 # 10001 is nobody's id on usual hosts; the files belong to root and cannot be changed by the server.
-RUN useradd --system --no-create-home --uid 10001 levi
+RUN useradd --system --no-create-home --uid 10001 levi \
+ && install --directory --owner levi /state
 COPY --from=build /opt/levi /opt/levi
 ENV PATH=/opt/levi/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -28,7 +28,7 @@ test: $(VENV)/test.done lint
 	$(BIN)/python -m pytest
 
 test-system: $(VENV)/system.done
-	LEVI_SYSTEM=1 $(BIN)/python -m pytest -m system
+	LEVI_SYSTEM=1 LEVI_TRITON=$(abspath $(VENV)/triton) $(BIN)/python -m pytest -m system
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .
@@ -45,14 +45,17 @@ $(VENV)/train.done: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/test.done: $(VENV)/train.done
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test,deploy]"
 	touch $@
 
 # The fonts are for screenshots. With systemd, Debian starts what it installs.
 $(VENV)/system.done: $(VENV)/test.done
 	apt-get update
 	apt-get install --yes --no-install-recommends chromium-headless-shell fonts-noto-core prometheus redis-server
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test,system]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,test,deploy,system]"
+	$(PYTHON) -m venv $(VENV)/triton
+	$(VENV)/triton/bin/pip install --quiet "numpy<2" "onnxruntime==1.32.0"
+	$(VENV)/triton/bin/pip install --quiet --no-deps "nvidia-pytriton==0.7.0"
 	touch $@
 
 clean:

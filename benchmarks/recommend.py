@@ -28,6 +28,7 @@ from levi_serve.live import Service
 from levi_serve.metrics import Metrics
 from levi_serve.predictor import GivenPair, entity_feeds
 from levi_serve.recommend import Recommender
+from levi_serve.versions import newest
 from training.checkpoint import write_json
 from training.run import versions
 
@@ -57,7 +58,7 @@ class Recommend(Command):
 
     async def _measure(self) -> dict[str, Any]:
         settings = Serve(_cli_parse_args=False, model_repo=self.model_repo, threads=1, timeout_ms=600_000)
-        service = await bring_up(settings, Metrics())
+        service = await bring_up(settings, Metrics(), newest(settings.model_repo, settings.model))
         users, items = service.version.tables
         if service.version.manifest.views != "entity":
             raise UsageError(f"--model-repo {self.model_repo}: pair views cannot recommend")
@@ -76,7 +77,7 @@ class Recommend(Command):
                 "passes": self._passes(service, users, items),
             }
         finally:
-            await service.engine.close()
+            await service.close()
 
     async def _engine(self, service: Service, items: Table, users: Sequence[Id]) -> dict[str, float]:
         """Whole recommendations, one after the other: look-up, thread, pass, and the answer in JSON."""

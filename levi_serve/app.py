@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,15 +16,14 @@ from fastapi.openapi.utils import get_openapi
 
 from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.keys import Keys
-from levi_serve.bundle.manifest import BundleError
 from levi_serve.cache import RowCache
-from levi_serve.cores import usable_cores
+from levi_serve.cores import lower_priority, usable_cores
 from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
+from levi_serve.feedback import FeedbackLog
 from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.monitor.detector import Detector
-from levi_serve.monitor.metrics import MonitorCollector
 from levi_serve.monitor.streams import threshold
 from levi_serve.monitor.watch import Monitor, state_file
 from levi_serve.observer import Observer
@@ -32,14 +32,20 @@ from levi_serve.predictor import PairReader, entity_feeds
 from levi_serve.problems import handle_problems, problem_schemas
 from levi_serve.proof import prove
 from levi_serve.recommend import Recommender
+from levi_serve.repository import Policy
+from levi_serve.rollout import Rollout
 from levi_serve.routes import build_router, methods_by_path
+from levi_serve.routes_feedback import build_feedback_router
+from levi_serve.routes_inference import build_inference_router
 from levi_serve.routes_monitor import build_monitor_router
 from levi_serve.routes_recommend import build_recommend_router
+from levi_serve.routes_repository import build_repository_router
 from levi_serve.settings import ServeSettings
 from levi_serve.store import Store, TableStore
-from levi_serve.versions import Version, load, newest
+from levi_serve.versions import Version, load
 from levi_serve.wire import Wire
 from levi_serve.wire_recommend import RecommendWire
+from levi_serve.wishes import Wishes, WishList
 
 log = logging.getLogger("levi")
 
@@ -47,24 +53,36 @@ API_VERSION = "1"
 """Of the HTTP interface, not of the program or the model."""
 
 
-def build_app(settings: ServeSettings, live: Live, metrics: Metrics, replaces: bool = False) -> FastAPI:
+def build_app(
+    settings: ServeSettings, live: Live, metrics: Metrics, replaces: bool = False, shared: Path | None = None
+) -> FastAPI:
     """The application. It starts at once and loads its model meanwhile; one that cannot be used leaves it up, not
     ready, and able to say why. One that `replaces` another while others serve starts when it is ready, or not at all.
+    Workers of one server have a folder that they have `shared`.
     """
+    wishes = WishList(Wishes(stable=settings.stable, canary=settings.canary), shared)
+    policy = Policy.parse(settings.version)
+    rollout = Rollout(
+        live, metrics, settings.model_repo, settings.model, policy, wishes, partial(bring_up, settings, metrics)
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(settings, live, metrics))
+        loading = asyncio.create_task(_first(rollout, live))
         if replaces:
             await loading
             if live.service is None:
                 live.give_up(RunError(live.reason))
+        watching = asyncio.create_task(rollout.run(settings.watch_s))
         yield
-        loading.cancel()
-        with suppress(asyncio.CancelledError):
-            await loading
-        if live.service:
-            await live.service.close()
+        for task in (watching, loading):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await live.close()
+        if feedback is not None:
+            await feedback.close()
+        wishes.close()
 
     app = FastAPI(
         title="LEVI Serve",
@@ -77,41 +95,81 @@ def build_app(settings: ServeSettings, live: Live, metrics: Metrics, replaces: b
     router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
     router.include_router(build_recommend_router(live, settings.max_body_bytes, settings.timeout_ms / 1000))
     router.include_router(build_monitor_router(live, settings.monitor_days, settings.monitor_rate))
+    feedback = None
+    if settings.feedback is not None:
+        feedback = FeedbackLog(settings.feedback, settings.feedback_max_mib << 20, settings.max_queue, metrics)
+    router.include_router(build_feedback_router(live, feedback, settings.max_body_bytes, settings.timeout_ms / 1000))
+    admin = Token(settings.admin_token.get_secret_value()) if settings.admin_token else None
+    router.include_router(
+        build_inference_router(
+            live, settings.model, settings.max_body_bytes, settings.max_pairs, settings.timeout_ms / 1000
+        )
+    )
+    router.include_router(build_repository_router(live, rollout, settings.model, admin, settings.max_body_bytes))
     app.include_router(router)
     app.include_router(build_page())
     if settings.token:
-        app.add_middleware(Guard, token=Token(settings.token.get_secret_value()), count=metrics.problem)
+        tokens = [Token(settings.token.get_secret_value()), *([admin] if admin else [])]
+        app.add_middleware(Guard, tokens=tokens, count=metrics.problem)
     app.add_middleware(Observer, live=live, metrics=metrics, access_log=settings.access_log)
     handle_problems(app, methods_by_path(router), metrics.problem)
+    app.state.rollout = rollout
     app.openapi = lambda: _openapi(app, live, settings.token is not None)  # type: ignore[method-assign]
     return app
 
 
-async def bring_up(settings: ServeSettings, metrics: Metrics) -> Service:
-    """The version that the settings name, opened, and proven through its own engine.
+async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, beside: Service | None = None) -> Service:
+    """A version, opened beside the one in service, and proven through its own engine.
 
     Raises:
         BundleError: it cannot be used.
         DeviceError: the device is not there.
 
     """
-    number = newest(settings.model_repo, settings.model) if settings.version == "latest" else settings.version
-    threads = settings.threads or max(1, usable_cores() // settings.workers)
-    version = await asyncio.to_thread(
-        load, settings.model_repo, settings.model, number, settings.device, threads, settings.remote_only
-    )
-    wire = Wire(version.manifest, version.examples[0], settings.max_pairs)
-    lists = RecommendWire(version.manifest, version.examples[0], settings.max_k, settings.max_pairs)
-    engine = _engine(version, await _store(version, settings, metrics), wire, settings, metrics)
-    try:
+    thread = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=lower_priority)
+    opening = asyncio.get_running_loop().run_in_executor(thread, _open, settings, metrics, number, beside)
+    thread.shutdown(wait=False)
+    version, wire, lists = await opening
+    async with AsyncExitStack() as undo:
+        undo.callback(version.close)
+        engine = _engine(version, await _store(version, settings, metrics), wire, settings, metrics)
+        undo.push_async_callback(engine.close)
         difference = await prove(version, engine)
         monitor = _monitor(version, settings, metrics)
-    except BaseException:
-        await engine.close()
-        raise
+        undo.pop_all()
     if monitor is not None:
         engine.watch(monitor)  # only now: golden examples are no traffic
     return Service(version, engine, wire, lists, difference, monitor)
+
+
+def _open(
+    settings: ServeSettings, metrics: Metrics, number: int, beside: Service | None
+) -> tuple[Version, Wire, RecommendWire]:
+    """A version's parts that take time. Types of the same schema are not made again."""
+    threads = settings.threads or max(1, usable_cores() // settings.workers)
+    repository, old = settings.model_repo, beside.version if beside else None
+    remote = None
+    if settings.backend == "triton":
+        from levi_serve.backends.triton import TritonGraph  # noqa: PLC0415 - an extra that most servers do without
+
+        remote = partial(
+            TritonGraph, url=settings.triton_url, timeout_s=settings.triton_timeout_ms / 1000, count=metrics.triton
+        )
+    version = load(
+        repository,
+        settings.model,
+        number,
+        settings.device,
+        threads,
+        settings.remote_only,
+        old,
+        remote,
+        settings.triton_fallback,
+    )
+    told = version.manifest, version.examples[0]
+    wire = (beside and beside.wire.again(*told)) or Wire(*told, settings.max_pairs)
+    lists = (beside and beside.lists.again(*told)) or RecommendWire(*told, settings.max_k, settings.max_pairs)
+    return version, wire, lists
 
 
 def _monitor(version: Version, settings: ServeSettings, metrics: Metrics) -> Monitor | None:
@@ -121,9 +179,7 @@ def _monitor(version: Version, settings: ServeSettings, metrics: Metrics) -> Mon
     folder = settings.monitor_state or metrics.shared
     path = None if folder is None else state_file(folder, version.manifest, version.reference)
     detector = Detector.of(version.reference, threshold(settings.monitor_days, settings.monitor_rate))
-    monitor = Monitor(version.reference, detector, path)
-    metrics.show_monitor(MonitorCollector(monitor))
-    return monitor
+    return Monitor(version.reference, detector, path)
 
 
 async def _store(version: Version, settings: ServeSettings, metrics: Metrics) -> Store:
@@ -138,7 +194,7 @@ async def _store(version: Version, settings: ServeSettings, metrics: Metrics) ->
 
     remote = Remote(settings.redis, settings.redis_timeout_ms / 1000, metrics.redis_call)
     await remote.start()
-    metrics.watch_redis(
+    remote.closed = metrics.watch_redis(
         lambda: {"call": remote.failures, "write": remote.write_failures, "dropped": remote.writes_dropped},
         lambda: remote.available,
     )
@@ -163,24 +219,13 @@ def _engine(version: Version, store: Store, wire: Wire, settings: ServeSettings,
     return PairEngine(store, wire, limits, metrics, version.predictor, reader, version.unknown)
 
 
-async def _load(settings: ServeSettings, live: Live, metrics: Metrics) -> None:
-    start = time.perf_counter()
+async def _first(rollout: Rollout, live: Live) -> None:
+    """The first look: whatever happens leaves the server up and able to say why it is not ready."""
     try:
-        service = await bring_up(settings, metrics)
-    except BundleError as error:
-        live.fail(str(error))
-        log.error("not ready: %s", error)  # noqa: TRY400 - the message is all there is to know
-    except RunError as error:  # a device that is not there, a Redis that refuses: no version would do better
-        live.give_up(error)
+        await rollout.step(at_once=True)
     except Exception as error:
         live.fail(f"loading the model failed: {error}")
         log.exception("not ready")
-    else:
-        gc.freeze()  # what was loaded stays: no collection needs to go through it
-        live.start(service)
-        took = time.perf_counter() - start
-        manifest = service.version.manifest
-        log.info("ready: %s/%d, loaded in %.1f s", manifest.name, manifest.version, took)
 
 
 def _openapi(app: FastAPI, live: Live, guarded: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from levi_serve.errors import DeadlineError, NotReadyError, OverloadedError
 
@@ -33,21 +33,35 @@ _SMOOTH = 0.2
 """Weight of the last run in the pace."""
 
 
+Shed: TypeAlias = Callable[[Literal["full", "late", "gone"], int], None]
+"""Hears why so many items were given up: the queue was full, their time was over, or their caller had gone."""
+
+
+def _unheard(_reason: str, _items: int) -> None:
+    pass
+
+
 class Job(Generic[Item, Answer]):
     """One caller's items. `reply` is called once, with the answers in order or with what went wrong."""
 
-    __slots__ = ("_reply", "answers", "arrived", "deadline", "items", "missing")
+    __slots__ = ("_reply", "_shed", "answers", "arrived", "deadline", "items", "missing")
 
     def __init__(
-        self, items: Sequence[Item], deadline: float, reply: Callable[[list[Answer] | Exception], None], arrived: float
+        self,
+        items: Sequence[Item],
+        deadline: float,
+        reply: Callable[[list[Answer] | Exception], None],
+        arrived: float,
+        shed: Shed = _unheard,
     ) -> None:
-        """Times are `time.perf_counter` seconds."""
+        """Times are `time.perf_counter` seconds. `shed` hears of it if the job ends without answer or error."""
         self.items = items
         self.deadline = deadline
         self.arrived = arrived
         self.answers: list[Any] = [None] * len(items)
         self.missing = len(items)
         self._reply: Callable[[list[Answer] | Exception], None] | None = reply
+        self._shed = shed
 
     @property
     def over(self) -> bool:
@@ -59,6 +73,8 @@ class Job(Generic[Item, Answer]):
         reply, self._reply = self._reply, None
         if reply is None:
             return
+        if isinstance(result, DeadlineError):
+            self._shed("late", len(self.items))
         try:
             reply(result)
         except Exception:
@@ -66,6 +82,8 @@ class Job(Generic[Item, Answer]):
 
     def cancel(self) -> None:
         """The caller has gone: reply to nobody."""
+        if self._reply is not None:
+            self._shed("gone", len(self.items))
         self._reply = None
 
     def deliver(self, place: int, answer: Answer | Exception) -> None:
@@ -102,15 +120,18 @@ class Batcher(Generic[Item, Answer]):
         max_queue: int,
         observe: Callable[[int, float, float], None],
         permits: int = 1,
+        shed: Shed = _unheard,
     ) -> None:
         """`run` answers a batch in order, an exception standing for an item that failed alone; if it raises, all of its
         batch failed. It may wait: up to `permits` runs go on at once. At most `max_queue` items wait. `observe` hears
-        of each run's size, of its duration [s] and of how long its oldest item had waited [s].
+        of each run's size, of its duration [s] and of how long its oldest item had waited [s]; `shed` of items that
+        nobody gets an answer to.
         """
         self._run = run
         self._queue = queue
         self._max_queue = max_queue
         self._observe = observe
+        self._shed = shed
         self._free = permits
         self._workers: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -136,7 +157,7 @@ class Batcher(Generic[Item, Answer]):
         """
         now = perf_counter()
         self.admit(len(items), deadline, now)
-        job = Job(items, deadline, reply, now)
+        job = Job(items, deadline, reply, now, self._shed)
         self._queue.add(job)
         if self._free:
             self._free -= 1
@@ -146,10 +167,13 @@ class Batcher(Generic[Item, Answer]):
         return job
 
     def crowded(self, count: int, deadline: float, now: float) -> int:
-        """0 while there is room for so many items with this deadline; without it the seconds until there may be."""
+        """0 while there is room for so many items with this deadline; else they are shed, and it is the seconds until
+        there may be room.
+        """
         waiting = len(self._queue)
         seconds = waiting * self._pace
         if waiting + count > self._max_queue or now < deadline < now + seconds / _SHARE:
+            self._shed("full", count)
             return min(max(1, math.ceil(seconds)), _LONGEST_RETRY)
         return 0
 
@@ -193,6 +217,7 @@ class Batcher(Generic[Item, Answer]):
             async with asyncio.timeout(None if deadline == math.inf else deadline - perf_counter()):
                 return await future
         except TimeoutError:
+            job.end(DeadlineError())
             raise DeadlineError from None
         finally:
             job.cancel()

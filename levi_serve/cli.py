@@ -9,12 +9,22 @@ import sys
 from typing import TYPE_CHECKING
 
 from levi_serve import logs
-from levi_serve.bundle.commands import Command, run
+from levi_serve.bundle.commands import Command, RunError, run
 from levi_serve.listener import bind, listen, url
-from levi_serve.settings import ModelSettings, PublishSettings, ServeSettings, masked, open_secrets
+from levi_serve.settings import (
+    BundleSettings,
+    ModelSettings,
+    PublishSettings,
+    ReplaySettings,
+    ReplicasSettings,
+    ServeSettings,
+    masked,
+    open_secrets,
+)
 
 if TYPE_CHECKING:
     from levi_serve.live import Service
+    from levi_serve.replay import Replay as Replayed
 
 log = logging.getLogger("levi")
 
@@ -68,7 +78,8 @@ class Validate(ModelSettings):
         from levi_serve.app import bring_up
         from levi_serve.metrics import Metrics
 
-        service = await bring_up(Serve(_cli_parse_args=False, monitor=False, **self.model_dump()), Metrics())
+        serve = Serve(_cli_parse_args=False, monitor=False, **self.model_dump())
+        service = await bring_up(serve, Metrics(), _number(self))
         await service.close()
         return service
 
@@ -79,18 +90,98 @@ class Publish(PublishSettings):
     def __call__(self) -> None:
         """Print what was written."""
         from levi_serve.publish import Progress, publish
-        from levi_serve.versions import newest
 
-        number = newest(self.model_repo, self.model) if self.version == "latest" else self.version
+        number = _number(self)
         progress = Progress(sys.stderr)
         for done in publish(self.model_repo, self.model, number, self.redis, self.entity, self.ttl_s, progress):
             rate = done.rows / done.seconds
             print(f"{done.entity:<10} {done.rows:,} rows in {done.seconds:.1f} s, {rate:,.0f} a second")
 
 
+class Replay(ReplaySettings):
+    """Show what the shift monitor would have said of a file of requests."""
+
+    def __call__(self) -> None:
+        """Print a table, and draw it."""
+        from levi_serve.replay import drawing, table
+
+        found = asyncio.run(self._replayed())
+        print(table(found))
+        if self.plot is not None:
+            self.plot.write_text(drawing(found), encoding="utf-8")
+
+    async def _replayed(self) -> Replayed:
+        from levi_serve.app import bring_up
+        from levi_serve.metrics import Metrics
+        from levi_serve.monitor.detector import Detector
+        from levi_serve.monitor.streams import threshold
+        from levi_serve.replay import read_requests, replay
+
+        model = self.model_dump(include=set(ModelSettings.model_fields))
+        service = await bring_up(Serve(_cli_parse_args=False, monitor=False, **model), Metrics(), _number(self))
+        try:
+            requests = read_requests(self.file, service.version.manifest.schema_)
+            detector = Detector.of(service.version.reference, threshold(self.days, self.rate))
+            return await replay(service.version, service.engine, detector, requests)
+        finally:
+            await service.close()
+
+
+class Monitor(ReplicasSettings):
+    """Watch several servers as one: the shift monitor over the sum of what they count. Ends with code 1 at an alarm."""
+
+    def __call__(self) -> None:
+        """Until an alarm, or SIGINT."""
+        import time
+
+        from levi_serve.monitor.detector import Detector
+        from levi_serve.monitor.state import State
+        from levi_serve.monitor.streams import threshold
+        from levi_serve.replicas import Replicas, read_metrics
+        from levi_serve.versions import read_version_reference
+
+        number = _number(self)
+        reference = read_version_reference(self.model_repo, self.model, number)
+        detector = Detector.of(reference, threshold(self.days, self.rate))
+        state = State(detector, reference.model[:48].encode(), self.state)
+        replicas = Replicas(detector.streams, self.model, number)
+        token = self.token.get_secret_value() if self.token else None
+        left_out: dict[str, str] = {}
+        while True:
+            block, missing = replicas.added(read_metrics(self.url, token, self.every_s))
+            for server, why in missing.items():
+                if left_out.get(server) != why:
+                    print(f"{server} is left out: {why}", file=sys.stderr, flush=True)
+            left_out = missing
+            with state.change() as record:
+                if block.any():
+                    detector.apply(record, block, time.time())
+                alarms = detector.alarms(record) if record["active"] else []
+                evidence = detector.total(record)
+                if alarms:
+                    detector.acknowledge(record, int(record["active"]), time.time())
+            if block.any():
+                print(
+                    f"{int(block[0].sum())} predictions, evidence {evidence:.2f} of {detector.threshold:.2f}",
+                    flush=True,
+                )
+            if alarms:
+                one, stream = alarms[-1]
+                raise RunError(f"shift alarm: {stream.score} {stream.kind}, evidence {one['evidence']:.1f}")
+            time.sleep(self.every_s)
+
+
+def _number(wanted: BundleSettings) -> int:
+    """The one version that a command is about."""
+    from levi_serve.versions import newest
+
+    return newest(wanted.model_repo, wanted.model) if wanted.version == "latest" else wanted.version
+
+
 def main() -> int:
     """Entry point; returns the exit code."""
     commands: dict[str, type[Command]] = {"serve": Serve, "validate": Validate, "publish": Publish}
+    commands |= {"replay": Replay, "monitor": Monitor}
     return run("levi-serve", "Serve LEVI's predictions.", commands, sys.argv[1:], default="serve")
 
 

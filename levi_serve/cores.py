@@ -1,9 +1,13 @@
-"""How many CPU cores this process may really use: containers hide quotas from `os.cpu_count`."""
+"""What this process may really use and need not keep: CPU cores, whose quotas containers hide from `os.cpu_count`,
+priority and memory.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 _NICE = 10
@@ -19,6 +23,14 @@ def usable_cores(cgroup: Path = Path("/proc/self/cgroup"), mount: Path = Path("/
 def lower_priority() -> None:
     """Let the calling thread wait for the others of this process where cores are scarce: the event loop comes first."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
+def give_back() -> None:
+    """Return freed memory to the system. Each thread that loads a version has heaps of its own, which the C library
+    would otherwise keep for the next one.
+    """
+    with suppress(AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _groups(cgroup: Path) -> list[str]:

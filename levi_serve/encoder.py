@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from levi_serve.backends.onnx import Graph, Tensor
+from levi_serve.backends.onnx import Tensor
+from levi_serve.backends.runner import Runner
 from levi_serve.bundle import AnyArray, FloatArray, Int64Array
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.prompt import entity_sentence
@@ -46,7 +47,7 @@ def code_columns(manifest: Manifest) -> int:
 class Encoder:
     """Sentence and codes of new entities through the backbone."""
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, graph: Graph, unknown: FloatArray) -> None:
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, graph: Runner, unknown: FloatArray) -> None:
         """`unknown` [2, E + 1] is what an untrained user and item have in place of a trained id embedding."""
         self._schema = manifest.schema_
         self._vocabulary = manifest.vocabulary
@@ -56,14 +57,26 @@ class Encoder:
         self._unknown = unknown
 
     def rows(self, entities: Sequence[NewEntity]) -> list[HalfArray]:
-        """A row [width] for each entity, rounded as stored ones are, so that both give the same rating."""
+        """A row [width] for each entity."""
+        return self.run(self.read(entities))
+
+    def read(self, entities: Sequence[NewEntity]) -> dict[str, AnyArray]:
+        """The graph's inputs: sentences become tokens here."""
         sentences = [entity_sentence(self._schema, side, attributes) for side, attributes in entities]
         input_ids, mask = self._tokenizer.pad(self._tokenizer.encode(sentences))
         sides = np.array([side for side, _ in entities], dtype=np.int64)
         codes = np.concatenate([self._codes(*entity) for entity in entities])
         feeds: tuple[AnyArray, ...] = (input_ids, mask, self._unknown[sides], codes, sides)
-        (rows,) = self._graph.run(dict(zip(ENCODER, feeds, strict=True)))
+        return dict(zip(ENCODER, feeds, strict=True))
+
+    def run(self, feeds: dict[str, AnyArray]) -> list[HalfArray]:
+        """Rows, rounded as stored ones are, so that both give the same rating."""
+        (rows,) = self._graph.run(feeds)
         return list(rows.astype(STORED))
+
+    def close(self) -> None:
+        """Let go of the graph."""
+        self._graph.close()
 
     def _codes(self, side: int, attributes: Attributes) -> Int64Array:
         return pad_codes(encode(self._schema.entities[side], self._vocabulary[side], [attributes]), self._columns)

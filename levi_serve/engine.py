@@ -15,14 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import orjson
 
 from levi_serve.batcher import Batcher, Job, Queue
 from levi_serve.bundle import AnyArray, BoolArray, Int8Array
-from levi_serve.bundle.rows import HalfArray
+from levi_serve.bundle.rows import HalfArray, Id
+from levi_serve.bundle.tensors import MASK
 from levi_serve.cores import lower_priority
 from levi_serve.encoder import Encoder, NewEntity
 from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError, UnsupportedError
@@ -49,6 +50,7 @@ from levi_serve.store import Given, Side, State, Store
 if TYPE_CHECKING:  # the core runs without the web framework that the edge brings along
     from levi_serve.wire import Wire
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _PERMITS = 4
@@ -85,10 +87,11 @@ class Engine(ABC):
         self._limits = limits
         self._metrics = metrics
         self._count_lookups = metrics.count_lookups()
-        self._monitor: Monitor | None = None
         self._score: Batcher[Any, bytes]
         """The last lane of every prediction."""
+        self._monitor: Monitor | None = None
         self._threads: list[ThreadPoolExecutor] = []
+        self._unwatch: list[Callable[[], None]] = []
         self._lanes: list[Batcher[Any, Any]] = []
         """In the order in which a request passes them, so that closing one after the other answers all of it."""
 
@@ -130,6 +133,11 @@ class Engine(ABC):
         ratings = [orjson.loads(answer)["rating"] for answer in answers]
         return [answers[place] for place in ranked(items, ratings)]
 
+    async def unknown(self, user: Id, item: Id) -> tuple[State, State]:
+        """What the store says of two ids."""
+        users, items = await self._look_up([user], [item])
+        return State(users.state[0]), State(items.state[0])
+
     def watch(self, monitor: Monitor) -> None:
         """Show the monitor every prediction from now on, but those of recommendations: nobody asked for these items."""
         self._monitor = monitor
@@ -140,6 +148,9 @@ class Engine(ABC):
             await lane.close()
         for threads in self._threads:
             threads.shutdown()
+        for end in self._unwatch:
+            end()
+        self._unwatch.clear()
         await self._store.close()
 
     def _lane(
@@ -152,14 +163,15 @@ class Engine(ABC):
     ) -> Any:
         """A batcher whose queue and runs are in the metrics."""
         observe = self._metrics.observe_batches(name)
-        lane = Batcher[Any, Any](run, queue, max_queue or self._limits.max_queue, observe, permits)
-        self._metrics.watch_queue(name, lambda: lane.waiting)
+        limit = max_queue or self._limits.max_queue
+        lane = Batcher[Any, Any](run, queue, limit, observe, permits, self._metrics.count_shed(name))
+        self._unwatch.append(self._metrics.watch_queue(name, lambda: lane.waiting, limit))
         self._lanes.append(lane)
         return lane
 
-    def _threaded(self, name: str, work: Callable[[Any], T]) -> Callable[[Any], asyncio.Future[T]]:
-        """`work` in a thread of its own."""
-        thread = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=lower_priority)
+    def _threaded(self, name: str, work: Callable[[Any], T], threads: int = 1) -> Callable[[Any], asyncio.Future[T]]:
+        """`work` in a thread of its own, or several."""
+        thread = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=lower_priority)
         self._threads.append(thread)
 
         def whole(items: Any) -> T:
@@ -241,7 +253,11 @@ class EntityEngine(Engine):
         """One version's parts; without a table of items nothing can be recommended."""
         super().__init__(store, wire, limits, metrics)
         self._predictor = predictor
-        encode = self._threaded("encode", encoder.rows)
+        self._encoder = encoder
+        self._inferred = {lane: metrics.observe_inference(lane) for lane in ("encode", "recommend", "score")}
+        self._elsewhere = self._threaded("score", self._scored, _PERMITS) if predictor.waits else None
+        self._tokenised, self._tokens = metrics.observe_tokenising("encode"), metrics.count_tokens("encode")
+        encode = self._threaded("encode", self._encoded)
         self._encode: Batcher[NewEntity, HalfArray] = self._lane("encode", encode, Turns(limits.encode_batch))
         self._recommender = recommender
         best = self._threaded("recommend", self._best)
@@ -273,14 +289,12 @@ class EntityEngine(Engine):
             for side, given in enumerate(pair)
             if isinstance(given, Mapping)
         }
-        if not new:
-            return [p if isinstance(p, Pair) else Pair(*p) for p in pairs]  # type: ignore[arg-type] # nothing new
-        rows = await self._rows(new, deadline)
+        rows = await self._rows(new, deadline) if new else {}
 
         def known(side: int, given: Given | Encoded) -> Known:
             return Encoded(given, rows[_key(side, given)]) if isinstance(given, Mapping) else given
 
-        return [Pair(known(0, pair.user), known(1, pair.item)) for pair in pairs]
+        return [_kind(pair)(known(0, pair.user), known(1, pair.item)) for pair in pairs]
 
     async def _rows(self, new: Mapping[bytes, NewEntity], deadline: float) -> dict[bytes, HalfArray]:
         """The row [W] of each new entity, by its key."""
@@ -292,9 +306,15 @@ class EntityEngine(Engine):
             self._store.remember(key, row)
         return rows
 
+    def _encoded(self, entities: Sequence[NewEntity]) -> list[HalfArray]:
+        feeds = _timed(self._tokenised, self._encoder.read, entities)
+        self._tokens(feeds[MASK])
+        return _timed(self._inferred["encode"], self._encoder.run, feeds)
+
     async def _run(self, pairs: Sequence[Pair]) -> list[bytes | Exception]:
         users, items = await self._look_up([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-        scores = self._predictor.score(entity_feeds(users.rows, items.rows))
+        feeds = entity_feeds(users.rows, items.rows)
+        scores = self._scored(feeds) if self._elsewhere is None else await self._elsewhere(feeds)
         answers = self._answers(pairs, scores, (users.trained, items.trained), (users.state, items.state))
         for i in np.flatnonzero(users.state | items.state).tolist():
             answers[i] = self._missing(pairs[i], (users.state[i], items.state[i])) or answers[i]
@@ -324,13 +344,18 @@ class EntityEngine(Engine):
             ask.over = True
         return answers
 
+    def _scored(self, feeds: dict[str, AnyArray]) -> Scores:
+        return _timed(self._inferred["score"], self._predictor.score, feeds)
+
     def _best(self, asks: Sequence[_Ask]) -> list[list[bytes]]:
         assert self._recommender is not None
         return [self._recommended(self._recommender, ask) for ask in asks]
 
     def _recommended(self, recommender: Recommender, ask: _Ask) -> list[bytes]:
         side, items = ask.side, recommender.items
-        best = recommender.top(side.rows[0], ask.k, ask.exclude, lambda: not ask.over)
+        best = _timed(
+            self._inferred["recommend"], recommender.top, side.rows[0], ask.k, ask.exclude, lambda: not ask.over
+        )
         self._metrics.left_out(best.unusable)
         numbers = best.numbers.tolist()
         trained = side.trained.repeat(len(numbers)), items.trained[best.numbers]
@@ -378,6 +403,8 @@ class PairEngine(Engine):
         """`unknown` [2, W] are the rows of an entity without id, user and item."""
         super().__init__(store, wire, limits, metrics)
         self._predictor, self._reader, self._unknown = predictor, reader, unknown
+        self._tokenised, self._tokens = metrics.observe_tokenising("tokenise"), metrics.count_tokens("score")
+        self._inferred = metrics.observe_inference("score")
         self._tokenise = self._threaded("tokenise", self._texts)
         self._read: Batcher[Pair, _Read] = self._lane("tokenise", self._look_up_and_read, Turns(_READ_BATCH), 2)
         line = Lengths[_Read, bytes](
@@ -388,10 +415,7 @@ class PairEngine(Engine):
     async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
         """Through both lanes; where the second has no room, nothing is read for it."""
         self._score.admit(len(pairs), deadline, perf_counter())
-        known = [
-            (Probe if isinstance(pair, Probe) else Pair)(self._known(0, pair.user), self._known(1, pair.item))
-            for pair in pairs
-        ]
+        known = [_kind(pair)(self._known(0, pair.user), self._known(1, pair.item)) for pair in pairs]
         return await self._score.submit(await self._read.submit(known, deadline), deadline)
 
     async def recommend(self, user: Given, k: int, exclude_rated: bool, deadline: float = math.inf) -> list[bytes]:
@@ -414,20 +438,36 @@ class PairEngine(Engine):
         trained = list(zip(*(side.trained.tolist() for side in sides), strict=True))
         errors = list(map(self._missing, pairs, states))
         usable = [i for i, error in enumerate(errors) if error is None]
-        texts = dict(zip(usable, self._reader.read([_given(pairs[i]) for i in usable], sides, usable), strict=True))
+        given = [_given(pairs[i]) for i in usable]
+        texts = dict(zip(usable, _timed(self._tokenised, self._reader.read, given, sides, usable), strict=True))
         return [
             error or _Read(pair, texts[i], trained[i], states[i])
             for i, (pair, error) in enumerate(zip(pairs, errors, strict=True))
         ]
 
     def _run(self, reads: Sequence[_Read]) -> list[bytes | Exception]:
-        scores = self._predictor.score(self._reader.feeds([read.text for read in reads]))
+        feeds = self._reader.feeds([read.text for read in reads])
+        self._tokens(feeds[MASK])
+        scores = _timed(self._inferred, self._predictor.score, feeds)
         trained, state = np.array([read.trained for read in reads]).T, np.array([read.state for read in reads]).T
         return self._answers([read.pair for read in reads], scores, (trained[0], trained[1]), (state[0], state[1]))
 
 
+def _timed(observe: Callable[[float], None], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do some work; `observe` hears how many seconds it took."""
+    start = perf_counter()
+    done = work(*args, **kwargs)
+    observe(perf_counter() - start)
+    return done
+
+
 def _given(pair: Pair) -> GivenPair:
     return GivenPair(*(known.given if isinstance(known, Encoded) else known for known in pair))
+
+
+def _kind(pair: GivenPair | Pair) -> type[Pair]:
+    """What a looked-up pair is made as: one that no client asked for stays so."""
+    return Probe if isinstance(pair, Probe) else Pair
 
 
 def _key(side: int, attributes: Mapping[str, Any]) -> bytes:

@@ -5,10 +5,15 @@ ServeError
 ├── InvalidRequestError  the request says something that the schema does not allow
 ├── UnknownIdError       an id is not in the catalogue
 ├── UnavailableError     a row cannot be had at the moment
+├── BackendError         what runs the model does not answer
+├── FeedbackError        a rating cannot be stored
 ├── UnsupportedError     the model, or the tables that are kept here, do not allow it
 ├── OverloadedError      too much is waiting already
 ├── DeadlineError        the answer would come too late
 ├── NotReadyError        no model is in service
+├── UnknownVersionError  a version is not loaded
+├── UnusableVersionError a version cannot be loaded, or not as wished
+├── LastVersionError     without this version nothing would be in service
 └── ModelOutputError     the model ran and gave no usable number
 """
 
@@ -69,6 +74,14 @@ class UnavailableError(ServeError):
         super().__init__(f"the row of id {id_!r} cannot be fetched at the moment; try again")
 
 
+class BackendError(ServeError):
+    """What runs the model does not answer, or not usably; the message says what it is."""
+
+
+class FeedbackError(ServeError):
+    """A rating cannot be stored at the moment; the message says why."""
+
+
 class UnsupportedError(ServeError):
     """The request is right, but not for the model or the tables in service; the message says what to ask instead."""
 
@@ -92,6 +105,31 @@ class DeadlineError(ServeError):
 
 class NotReadyError(ServeError):
     """No model is in service; the message says why."""
+
+
+class UnknownVersionError(ServeError):
+    """A version is not loaded."""
+
+    def __init__(self, number: int, loaded: Sequence[int]) -> None:
+        """Say what is."""
+        there = ", ".join(map(str, sorted(loaded))) or "none"
+        super().__init__(f"version {number} is not loaded; loaded: {there}")
+
+
+class UnusableVersionError(ServeError):
+    """A version cannot be loaded, or not as wished."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        """`reason` says why."""
+        super().__init__(f"version {number} is not served: {reason}")
+
+
+class LastVersionError(ServeError):
+    """Without this version nothing would be in service."""
+
+    def __init__(self, number: int) -> None:
+        """Say what to do."""
+        super().__init__(f"version {number} is the only one that can be served; load another first")
 
 
 class ModelOutputError(ServeError):

@@ -29,7 +29,7 @@ def deadline_of(request: Request, timeout_s: float) -> float:
 
 
 async def read_json(request: Request, limit: int) -> bytes:
-    """The body, counted while it is read: its length may not be announced, or wrongly.
+    """A body of JSON, and nothing beside it.
 
     Raises:
         InvalidRequestError: there are parameters beside the body.
@@ -42,6 +42,16 @@ async def read_json(request: Request, limit: int) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ProblemError(415, "unsupported-media-type", "send the body as 'Content-Type: application/json'")
+    return await read_body(request, limit)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, counted while it is read: its length may not be announced, or wrongly.
+
+    Raises:
+        ProblemError: it is too large.
+
+    """
     too_large = ProblemError(413, "body-too-large", f"the body is larger than {limit} bytes; send less at a time")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -44,20 +44,24 @@ class Token:
 class Guard:
     """ASGI middleware: without the token there is nothing but health and the page, which asks for the token."""
 
-    def __init__(self, app: ASGIApp, token: Token, count: Callable[[str], None]) -> None:
-        """`count` hears of each refusal's name."""
+    def __init__(self, app: ASGIApp, tokens: Sequence[Token], count: Callable[[str], None]) -> None:
+        """Any of the tokens will do. `count` hears of each refusal's name."""
         self._app = app
-        self._token = token
+        self._tokens = tokens
         self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
-        if scope["type"] != "http" or self._is_open(scope["path"]) or self._token.opens(scope["headers"]):
+        if scope["type"] != "http" or self._is_open(scope["path"]) or self._opens(scope["headers"]):
             await self._app(scope, receive, send)
             return
         problem = ProblemError(401, "unauthorized", "send the server's token as 'Authorization: Bearer TOKEN'").problem
         self._count(problem.name)
         await problem_response(problem, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+    def _opens(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        opened = [token.opens(headers) for token in self._tokens]  # each is compared, however the others came out
+        return any(opened)
 
     @staticmethod
     def _is_open(path: str) -> bool:

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from levi_serve.batcher import Job
 from levi_serve.engine import EntityEngine
 from levi_serve.errors import OverloadedError, ServeError, UnknownIdError
+from levi_serve.guard import Token
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.predictor import Pair
@@ -35,12 +36,16 @@ _PROBLEM = MEDIA_TYPE.encode()
 class Lane(Protocol):
     """One connection. Requests on it are answered in order: while one is in the lane, what follows is held back."""
 
-    def __init__(self, *arguments: Any, live: Live, metrics: Metrics, timeout_s: float, **named: Any) -> None:
-        """`timeout_s` is what a request gets that does not say how long its caller waits."""
-        super().__init__(*arguments, **named)
+    def __init__(
+        self, *arguments: Any, live: Live, metrics: Metrics, timeout_s: float, token: Token | None, **named: Any
+    ) -> None:
+        """`timeout_s` is what a request gets that does not say how long its caller waits. Without the `token`, if there
+        is one, no request enters the lane.
+        """
+        super().__init__(*arguments, metrics=metrics, **named)
         self._live = live
-        self._metrics = metrics
         self._timeout_s = timeout_s
+        self._token = token
         self._midway = False
         """Whether uvicorn's parser is inside a request."""
         self._job: Job[Any, Any] | None = None
@@ -101,7 +106,8 @@ class Lane(Protocol):
         service = self._live.service
         if service is None or not isinstance(service.engine, EntityEngine):
             return False
-        request = service.wire.express(data)
+        plain = data if self._token is None else self._token.taken_from(data)
+        request = None if plain is None else service.wire.express(plain)
         if request is None:
             return False
         self._unset_keepalive_if_required()

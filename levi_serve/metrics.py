@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from levi_serve.bundle import AnyArray
 from levi_serve.store import Counts
 
 Observe = Callable[[float], None]
@@ -26,9 +27,11 @@ Observe = Callable[[float], None]
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SIDES = ("user", "item")
-_SHEDDING = ("overloaded", "deadline", "not-ready")
-"""Problems that mean too much load: alerts look at them from the start."""
+_PROBLEMS = ("overloaded", "deadline", "not-ready", "row-unavailable", "model-output", "internal")
+"""Those that are not the client's doing: alerts look at them from the start."""
+_SHEDS = ("full", "late", "gone")
 _REDIS_FAILURES = ("call", "write", "dropped")
+_OUTCOMES = ("usable", "unusable")
 _TIERS = tuple(field.name for field in fields(Counts))
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
@@ -74,6 +77,23 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._tokenising = Histogram(
+            "levi_tokenise_duration_seconds",
+            "Time in which one model run's entities or pairs became token ids.",
+            ["lane"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._inference = Histogram(
+            "levi_infer_duration_seconds",
+            "Time of the graph in one model run; of a whole pass through the catalogue in the lane `recommend`.",
+            ["lane"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "levi_tokens", "Tokens that went through the backbone.", ["lane", "kind"], registry=registry
+        )
         self._waits = Histogram(
             "levi_queue_wait_seconds",
             "How long the oldest item of a model run had waited for it.",
@@ -87,6 +107,19 @@ class Metrics:
             ["lane"],
             registry=registry,
             multiprocess_mode="livesum",
+        )
+        self._limit = Gauge(
+            "levi_queue_limit",
+            "Items that may wait for a model run; more are refused.",
+            ["lane"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._shed = Counter(
+            "levi_shed_items",
+            "Items that were given up without an answer.",
+            ["lane", "reason"],
+            registry=registry,
         )
         self._lookups = Counter(
             "levi_store_lookups",
@@ -123,32 +156,72 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self._labels = Gauge(
+            "levi_served_version",
+            "The version that a label points at; 0: none.",
+            ["label"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._unusable = Gauge(
+            "levi_unusable_versions",
+            "Versions in the model repository that were to be served and cannot be, now.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._loads = Counter("levi_version_loads", "Versions loaded, or tried to.", ["outcome"], registry=registry)
+        self._feedback = Counter(
+            "levi_feedback_events", "Events that are durable, by whether all ids are known.", ["ids"], registry=registry
+        )
+        self._backlog = Gauge(
+            "levi_feedback_backlog_bytes",
+            "Bytes in the feedback log that nobody has taken away.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._oldest = Gauge(
+            "levi_feedback_oldest_timestamp_seconds",
+            "When the oldest file of the feedback log was begun.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._triton_failures = Counter("levi_triton_failures", "Calls of Triton that failed.", registry=registry)
+        self._triton_open = Gauge(
+            "levi_triton_breakers_open",
+            "Graphs that Triton is not asked for at the moment, since it failed.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self._left_out = Counter(
             "levi_items_left_out",
             "Items that were not recommended, since the model gave no finite number for them.",
             registry=registry,
         )
         for counter, labels in (
-            (self._errors, _SHEDDING),
+            (self._errors, _PROBLEMS),
             (self._lookups, _TIERS),
             (self._redis_errors, _REDIS_FAILURES),
             (self._degraded, _SIDES),
+            (self._loads, _OUTCOMES),
         ):
             for label in labels:
                 counter.labels(label)  # a rate needs the zero that came before the first event
         self._tiers = {tier: self._lookups.labels(tier) for tier in _TIERS}
         self._observers: dict[tuple[str, str, str], Observe] = {}
         self._problems: dict[str, Callable[[], None]] = {}
-        self._depths: dict[str, Callable[[], int]] = {}
+        self._depths: dict[str, list[Callable[[], int]]] = {}
         self._serving: Gauge | None = None
-        self._show_redis: Callable[[], None] = lambda: None
+        self._redis: list[tuple[Callable[[], None], Callable[[], bool]]] = []
+        """Of each version's Redis: what counts its failures, and whether it is asked."""
         self._monitor: Collector | None = None
 
     def request(self, route: str, method: str, status: str, seconds: float) -> None:
         """Count one answered request under the route's template."""
+        if method not in _METHODS:
+            method = "other"
         observe = self._observers.get((route, method, status))
         if observe is None:
-            observe = self._observer(route, method if method in _METHODS else "other", status)
+            observe = self._observer(route, method, status)
         observe(seconds)
 
     def _observer(self, route: str, method: str, status: str) -> Observe:
@@ -177,9 +250,40 @@ class Metrics:
 
         return observe
 
-    def watch_queue(self, lane: str, depth: Callable[[], int]) -> None:
-        """Read a queue's depth whenever the metrics are read; other workers read what it was after the last run."""
-        self._depths[lane] = depth
+    def observe_tokenising(self, lane: str) -> Observe:
+        """What hears of the time [s] in which one run's sentences became token ids."""
+        observe: Observe = self._tokenising.labels(lane).observe
+        return observe
+
+    def observe_inference(self, lane: str) -> Observe:
+        """What hears of the time [s] of one run's graph."""
+        observe: Observe = self._inference.labels(lane).observe
+        return observe
+
+    def count_tokens(self, lane: str) -> Callable[[AnyArray], None]:
+        """What a backbone calls with the attention mask [B, T] of each run."""
+        real, padding = self._tokens.labels(lane, "real"), self._tokens.labels(lane, "padding")
+
+        def count(mask: AnyArray) -> None:
+            told = int(mask.sum())
+            real.inc(told)
+            padding.inc(mask.size - told)
+
+        return count
+
+    def count_shed(self, lane: str) -> Callable[[str, int], None]:
+        """What a batcher calls with the reason and number of items that it gives up."""
+        counters = {reason: self._shed.labels(lane, reason) for reason in _SHEDS}
+        return lambda reason, items: counters[reason].inc(items)
+
+    def watch_queue(self, lane: str, depth: Callable[[], int], limit: int) -> Callable[[], None]:
+        """Read a queue's depth whenever the metrics are read; other workers read what it was after the last run. At
+        most `limit` items wait in it. What several versions have under one name is added up. What is returned ends it.
+        """
+        depths = self._depths.setdefault(lane, [])
+        depths.append(depth)
+        self._limit.labels(lane).set(limit)
+        return lambda: depths.remove(depth)
 
     def count_lookups(self) -> Callable[[Counts], None]:
         """What counts one store's look-ups when it is shown how many there have been."""
@@ -198,17 +302,25 @@ class Metrics:
         """Count an entity that was rated as an unknown one, since its row could not be had; side 0 is the user."""
         self._degraded.labels(_SIDES[side]).inc()
 
-    def watch_redis(self, failures: Callable[[], dict[str, int]], available: Callable[[], bool]) -> None:
-        """Read how many calls have failed, by kind, and whether any are made, with the queues."""
+    def watch_redis(self, failures: Callable[[], dict[str, int]], available: Callable[[], bool]) -> Callable[[], None]:
+        """Read how many calls have failed, by kind, and whether any are made, with the queues. What is returned ends
+        it.
+        """
         seen: dict[str, int] = {}
 
-        def show() -> None:
-            self._breaker.set(not available())
+        def count() -> None:
             for kind, total in failures().items():
                 self._redis_errors.labels(kind).inc(total - seen.get(kind, 0))
                 seen[kind] = total
 
-        self._show_redis = show
+        watched = (count, available)
+        self._redis.append(watched)
+
+        def end() -> None:
+            count()
+            self._redis.remove(watched)
+
+        return end
 
     def redis_call(self, seconds: float) -> None:
         """One call of Redis that was answered."""
@@ -237,6 +349,33 @@ class Metrics:
         """Folder of what workers share."""
         return self._shared
 
+    def triton(self, failures: int, opened: int) -> None:
+        """Count calls of Triton that failed, and graphs that are left alone."""
+        self._triton_failures.inc(failures)
+        self._triton_open.inc(opened)
+
+    def feedback(self, known: bool) -> None:
+        """Count an event that is durable."""
+        self._feedback.labels("known" if known else "unknown").inc()
+
+    def feedback_backlog(self, size: int, oldest: float) -> None:
+        """What lies in the log: bytes, and when its oldest file was begun [s since 1970]."""
+        self._backlog.set(size)
+        self._oldest.set(oldest)
+
+    def labels(self, stable: int, canary: int | None) -> None:
+        """The labels point at these versions."""
+        self._labels.labels("stable").set(stable)
+        self._labels.labels("canary").set(canary or 0)
+
+    def loaded(self, usable: bool) -> None:
+        """Count a version that was loaded and proven, or could not be."""
+        self._loads.labels(_OUTCOMES[not usable]).inc()
+
+    def unusable(self, count: int) -> None:
+        """How many versions are not served although they should be."""
+        self._unusable.set(count)
+
     def ready(self, ready: bool) -> None:
         """Whether the server takes traffic."""
         self._ready.set(ready)
@@ -247,9 +386,12 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _show_gauges(self) -> None:
-        for lane, depth in self._depths.items():
-            self._queue.labels(lane).set(depth())
-        self._show_redis()
+        for lane, depths in self._depths.items():
+            self._queue.labels(lane).set(sum(depth() for depth in depths))
+        if self._redis:
+            self._breaker.set(not all(available() for _, available in self._redis))
+        for count, _ in self._redis:
+            count()
 
 
 def forget_worker(shared: Path, worker: int) -> None:

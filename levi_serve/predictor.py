@@ -8,7 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from levi_serve.backends.onnx import Graph, Tensor
+from levi_serve.backends.onnx import Tensor
+from levi_serve.backends.runner import Runner
 from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, FloatArray, Int64Array
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.prompt import pair_sentence
@@ -77,9 +78,10 @@ class Scores:
 class Predictor:
     """The `levi` graph and the scores of its ratings. Nothing in it waits: callers decide on threads and batches."""
 
-    def __init__(self, graph: Graph, reference: Reference, score: str) -> None:
+    def __init__(self, graph: Runner, reference: Reference, score: str) -> None:
         """`score` is the one of the reference's scores that `ood_score` is the quantile of."""
         self._graph = graph
+        self.waits = graph.waits
         self._scorer = reference.scorer
         self._column = reference.names.index(score)
         self._table = reference.tables[score]
@@ -101,6 +103,10 @@ class Predictor:
         usable: BoolArray = np.asarray(np.isfinite(shown).all(axis=1))
         shown.round(DECIMALS, out=shown)
         return Scores(shown[:, n], shown[:, :n], shown[:, n + 1], shown[:, n + 2], usable, watched)
+
+    def close(self) -> None:
+        """Let go of the graph."""
+        self._graph.close()
 
 
 def entity_tensors(manifest: Manifest) -> list[Tensor]:

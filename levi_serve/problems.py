@@ -7,20 +7,26 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from levi_serve.errors import (
+    BackendError,
     Complaint,
     DeadlineError,
+    FeedbackError,
     InvalidRequestError,
+    LastVersionError,
     MalformedJsonError,
     ModelOutputError,
     NotReadyError,
     OverloadedError,
     ServeError,
     UnavailableError,
+    UnknownVersionError,
     UnsupportedError,
+    UnusableVersionError,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -57,8 +63,13 @@ _DOMAIN: dict[type[Exception], tuple[int, str]] = {
     OverloadedError: (429, OVERLOADED),
     DeadlineError: (504, "deadline"),
     UnavailableError: (503, "row-unavailable"),
+    BackendError: (503, "backend-unavailable"),
+    FeedbackError: (503, "feedback-unavailable"),
     UnsupportedError: (409, "unsupported"),
     NotReadyError: (503, "not-ready"),
+    UnknownVersionError: (404, "unknown-version"),
+    UnusableVersionError: (409, "unusable-version"),
+    LastVersionError: (409, "last-version"),
     ModelOutputError: (500, "model-output"),
 }
 
@@ -94,6 +105,9 @@ def handle_problems(app: FastAPI, methods: Mapping[str, str], count: Callable[[s
             headers["Allow"] = methods.get(request.url.path, headers["Allow"])
         if isinstance(error, OverloadedError):
             headers["Retry-After"] = str(error.retry_after)
+        if request.url.path.startswith("/v2"):  # where clients of the Open Inference Protocol look for the reason
+            content = {**problem.model_dump(mode="json"), "error": problem.detail}
+            return JSONResponse(content, problem.status, headers, media_type=MEDIA_TYPE)
         return problem_response(problem, headers)
 
     for kind in (ServeError, ProblemError, HTTPException):

@@ -14,7 +14,7 @@ from levi_serve.bundle.prompt import entity_sentence, pair_sentence
 from levi_serve.bundle.rows import Table
 from levi_serve.bundle.schema import Attributes
 from levi_serve.engine import Engine
-from levi_serve.errors import ServeError
+from levi_serve.errors import BackendError, ServeError
 from levi_serve.predictor import Encoded, GivenPair, Pair, with_id
 from levi_serve.store import Given
 from levi_serve.versions import Version
@@ -34,6 +34,8 @@ async def prove(version: Version, engine: Engine) -> float:
         try:
             _same_text(where, version, example, pair)
             (answer,) = await engine.predict([_served(version, example, pair)])
+        except BackendError:  # no fault of the version
+            raise
         except ServeError as error:
             raise BundleError(f"{where}: {error}") from None
         except BundleError:

@@ -79,6 +79,8 @@ class Remote:
         """Calls that were not answered, or not usably, or not in time."""
         self.write_failures = 0
         self.writes_dropped = 0
+        self.closed: Callable[[], None] = lambda: None
+        """Called at its end."""
         self._url = url
         self._timeout_s = timeout_s
         self._observe = observe
@@ -144,6 +146,7 @@ class Remote:
         if self._writes:
             await asyncio.wait(self._writes)
         await _close(self._client)
+        self.closed()
 
     async def _write(self, key: bytes, value: bytes, ttl_s: int) -> None:
         # A Redis that is full or read-only refuses writes and still answers: no reason to stop asking it.

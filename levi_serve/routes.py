@@ -15,6 +15,7 @@ from levi_serve.live import Live, Service, Status
 from levi_serve.metrics import Metrics
 from levi_serve.predictor import Probe
 from levi_serve.problems import documented
+from levi_serve.routes_repository import VersionState, versions
 
 
 class Health(BaseModel):
@@ -47,6 +48,7 @@ class Info(BaseModel):
     status: Status
     reason: str | None = Field(description="why the server is not ready")
     model: ModelInfo | None = Field(description="null until a version is in service")
+    versions: list[VersionState] = Field(description="what is loaded, and what was to be and cannot be used")
 
 
 def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, timeout_s: float) -> APIRouter:
@@ -61,14 +63,14 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
     )
     async def predict(request: Request) -> Response:
         """The rating that one user would give one item."""
-        service = live.current()
-        deadline = deadline_of(request, timeout_s)
-        pair = service.wire.query(request.scope["query_string"])
-        try:
-            (answer,) = await unless_gone(request, service.engine.predict([pair], deadline))
-        except UnknownIdError as error:
-            raise service.wire.unknown_id(error, "") from None
-        return json_response(answer)
+        with live.current() as service:
+            deadline = deadline_of(request, timeout_s)
+            pair = service.wire.query(request.scope["query_string"])
+            try:
+                (answer,) = await unless_gone(request, service.engine.predict([pair], deadline))
+            except UnknownIdError as error:
+                raise service.wire.unknown_id(error, "") from None
+            return json_response(answer)
 
     @router.post(
         "/predict",
@@ -78,16 +80,17 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
     )
     async def predict_many(request: Request) -> Response:
         """Ratings of many pairs, in order. A new user or item is given by its attributes in place of an id."""
-        service = live.current()
         deadline = deadline_of(request, timeout_s)
-        service.engine.admit(deadline)
-        pairs = service.wire.body(await read_json(request, max_body_bytes))
-        try:
-            answers = await unless_gone(request, service.engine.predict(pairs, deadline))
-        except UnknownIdError as error:
-            place = next(i for i, pair in enumerate(pairs) if pair[error.side] == error.id)
-            raise service.wire.unknown_id(error, f"pairs[{place}].") from None
-        return json_response(b"[" + b",".join(answers) + b"]")
+        live.current().engine.admit(deadline)  # without a model, or without room, no body is read
+        body = await read_json(request, max_body_bytes)
+        with live.current() as service:
+            pairs = service.wire.body(body)
+            try:
+                answers = await unless_gone(request, service.engine.predict(pairs, deadline))
+            except UnknownIdError as error:
+                place = next(i for i, pair in enumerate(pairs) if pair[error.side] == error.id)
+                raise service.wire.unknown_id(error, f"pairs[{place}].") from None
+            return json_response(b"[" + b",".join(answers) + b"]")
 
     @router.get("/livez", summary="Alive?")
     async def livez() -> Health:
@@ -97,15 +100,7 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
     @router.get("/readyz", summary="Ready?", responses=documented(503))
     async def readyz() -> Health:
         """Whether to send traffic: the model has just answered, or is at work on a full queue."""
-        service = live.current()
-        if live.status != "ready":
-            raise NotReadyError(live.reason)
-        try:
-            await service.engine.predict([Probe(*service.version.examples[0])])  # type: ignore[arg-type] # by id
-        except OverloadedError:
-            pass
-        except Exception as error:
-            raise NotReadyError(f"the model does not answer: {error}") from error
+        await ready(live)
         return Health(status="ready")
 
     @router.get("/info")
@@ -113,7 +108,7 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         """The model in service and where it comes from, or why there is none."""
         service = live.service
         model = _model_info(service) if service else None
-        return Info(name=name, status=live.status, reason=live.reason, model=model)
+        return Info(name=name, status=live.status, reason=live.reason, model=model, versions=versions(live, name))
 
     @router.get("/metrics", summary="Metrics", response_class=PlainTextResponse)
     async def read_metrics() -> Response:
@@ -121,6 +116,25 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         return Response(metrics.text(), media_type=metrics.content_type)
 
     return router
+
+
+async def ready(live: Live, service: Service | None = None) -> None:
+    """Have the stable version, or this one, answer.
+
+    Raises:
+        NotReadyError: it does not, or the server is about to end.
+
+    """
+    with service or live.current() as asked:
+        if live.status != "ready":
+            raise NotReadyError(live.reason)
+        try:
+            first = asked.version.examples[0]  # by ids
+            await asked.engine.predict([Probe(*first)])  # type: ignore[arg-type]
+        except OverloadedError:
+            pass  # it is at work
+        except Exception as error:
+            raise NotReadyError(f"the model does not answer: {error}") from error
 
 
 def methods_by_path(router: APIRouter) -> dict[str, str]:

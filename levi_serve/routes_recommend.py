@@ -23,9 +23,9 @@ def build_recommend_router(live: Live, max_body_bytes: int, timeout_s: float) ->
     )
     async def recommend(request: Request) -> Response:
         """The best items of the whole catalogue for one user, best first; of equal ratings, the smaller id first."""
-        service = live.current()
-        deadline = deadline_of(request, timeout_s)
-        return await _recommended(request, service, service.lists.query(request.scope["query_string"]), deadline)
+        with live.current() as service:
+            deadline = deadline_of(request, timeout_s)
+            return await _recommended(request, service, service.lists.query(request.scope["query_string"]), deadline)
 
     @router.post(
         "/recommend",
@@ -35,10 +35,11 @@ def build_recommend_router(live: Live, max_body_bytes: int, timeout_s: float) ->
     )
     async def recommend_new(request: Request) -> Response:
         """The same for a user that may be new: one given by its attributes in place of an id."""
-        service = live.current()
+        live.current()  # without a model no body is read
         deadline = deadline_of(request, timeout_s)
-        wish = service.lists.body(await read_json(request, max_body_bytes))
-        return await _recommended(request, service, wish, deadline)
+        body = await read_json(request, max_body_bytes)
+        with live.current() as service:
+            return await _recommended(request, service, service.lists.body(body), deadline)
 
     @router.post(
         "/rank",
@@ -48,15 +49,16 @@ def build_recommend_router(live: Live, max_body_bytes: int, timeout_s: float) ->
     )
     async def rank(request: Request) -> Response:
         """Predictions for some items, best first; of equal ratings, the smaller id first and new items last."""
-        service = live.current()
         deadline = deadline_of(request, timeout_s)
-        service.engine.admit(deadline)
-        candidates = service.lists.candidates(await read_json(request, max_body_bytes))
-        try:
-            answers = await unless_gone(request, service.engine.rank(*candidates, deadline))
-        except UnknownIdError as error:
-            raise service.lists.unknown_candidate(error, candidates) from None
-        return json_response(service.lists.answer(candidates.user, answers))
+        live.current().engine.admit(deadline)  # without a model, or without room, no body is read
+        body = await read_json(request, max_body_bytes)
+        with live.current() as service:
+            candidates = service.lists.candidates(body)
+            try:
+                answers = await unless_gone(request, service.engine.rank(*candidates, deadline))
+            except UnknownIdError as error:
+                raise service.lists.unknown_candidate(error, candidates) from None
+            return json_response(service.lists.answer(candidates.user, answers))
 
     return router
 

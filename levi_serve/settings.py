@@ -18,16 +18,24 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticUndefined
-from pydantic_settings import NoDecode
+from pydantic_settings import CliPositionalArg, NoDecode
 
 from levi_serve.bundle.commands import Command
 from levi_serve.redis_url import check_redis_url
+from levi_serve.repository import Policy
 
 
 def _split(names: Any) -> Any:
     return tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else names
 
 
+def _policy(version: Any) -> str:
+    Policy.parse(str(version))
+    return str(version)
+
+
+_TOKENS = ("token", "admin_token")
+VersionPolicy: TypeAlias = Annotated[str, BeforeValidator(_policy)]
 RedisUrl: TypeAlias = Annotated[str, AfterValidator(check_redis_url)]
 Names: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """One flag per name, or names with commas between them."""
@@ -48,7 +56,8 @@ class ModelSettings(BundleSettings):
 
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
-        description="What runs the graphs. `cuda` needs the extra `gpu` and fails at start without a working GPU.",
+        description="What runs the graphs. `cuda` needs the extra `gpu` and fails at start without a working GPU; we "
+        "have not run it on one: `python -m benchmarks.cuda` checks yours.",
     )
     threads: PositiveInt | None = Field(
         None,
@@ -60,6 +69,11 @@ class ModelSettings(BundleSettings):
 class ServeSettings(ModelSettings):
     """The server."""
 
+    version: VersionPolicy = Field(  # type: ignore[assignment] # the other commands want one version, this one takes more
+        "latest",
+        description="Versions to load: `latest`, `latest:2` (the two newest that can be used), a number, or several "
+        "with commas between them.",
+    )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; `0.0.0.0` for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
     workers: int = Field(
@@ -94,6 +108,20 @@ class ServeSettings(ModelSettings):
         64,
         description="Memory for entity rows that came from Redis or were encoded, at most, in MiB; taken as rows come.",
     )
+    backend: Literal["onnx", "triton"] = Field(
+        "onnx", description="What runs the graphs: ONNX Runtime in this process, or an NVIDIA Triton server."
+    )
+    triton_url: str = Field(
+        "127.0.0.1:8001", min_length=1, description="Host and gRPC port of a Triton that serves the same repository."
+    )
+    triton_timeout_ms: PositiveFloat = Field(
+        1000.0, le=60_000, allow_inf_nan=False, description="A call of Triton may take this long."
+    )
+    triton_fallback: bool = Field(
+        False,
+        description="Run a graph in this process while Triton does not answer, instead of a 503. It then takes the "
+        "memory here as well.",
+    )
     redis: RedisUrl | None = Field(
         None,
         description="Redis that holds entity rows (`levi-serve publish` puts them there) and shares those of new "
@@ -122,6 +150,10 @@ class ServeSettings(ModelSettings):
         "degrade",
         description="What to do about a `--remote-only` entity while Redis cannot say who it is: `degrade` answers as "
         "for an unknown one and marks the answer, `error` refuses with 503.",
+    )
+    feedback: Path | None = Field(None, description="Folder of the feedback log; unset, `POST /feedback` is refused.")
+    feedback_max_mib: PositiveInt = Field(
+        1024, description="Size of all files in that folder, at most; more is refused until retraining has taken it."
     )
     drain_s: float = Field(
         1.0,
@@ -163,6 +195,26 @@ class ServeSettings(ModelSettings):
         description="Folder where the shift monitor keeps evidence and alarms, a small file per model version; unset, "
         "a restart forgets them.",
     )
+    admin_token: SecretStr | None = Field(
+        None,
+        description="Bearer token for `/v2/repository`, which loads and unloads versions; it opens everything else as "
+        "well. Without one nobody may.",
+    )
+    admin_token_file: Path | None = Field(None, description="File that holds the admin token.")
+    stable: PositiveInt | None = Field(
+        None, description="Version that answers, as soon as it is loaded; unset, the newest of `version`."
+    )
+    canary: PositiveInt | None = Field(
+        None, description="Version to try beside it, if it is loaded: it answers those who name it."
+    )
+    watch_s: float = Field(
+        1.0,
+        ge=0.05,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds between two looks for new versions in the model repository. A new version is loaded when "
+        "two looks see the same files.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log.")
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object per line.")
     access_log: bool = Field(
@@ -171,23 +223,23 @@ class ServeSettings(ModelSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_token(cls, given: dict[str, Any]) -> dict[str, Any]:
-        file = given.get("token_file")
-        if file is None:
-            return given
-        if given.get("token") is not None:
-            raise ValueError("give --token-file or LEVI_TOKEN, not both")
-        try:
-            return {**given, "token": Path(file).read_text("utf-8").strip()}
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-            raise ValueError(f"--token-file {file}: {reason}") from None
+    def _read_tokens(cls, given: dict[str, Any]) -> dict[str, Any]:
+        read = dict(given)
+        for name in _TOKENS:
+            if (file := given.get(f"{name}_file")) is not None:
+                read[name] = _token_in(file, name, given)
+        return read
 
     @model_validator(mode="after")
-    def _sound_token(self) -> Self:
+    def _sound_tokens(self) -> Self:
         # What it should have been is said, and not what it was.
-        if self.token is not None and not re.fullmatch(r"[!-~]+", self.token.get_secret_value()):
-            raise ValueError("LEVI_TOKEN or --token-file must hold printable ASCII without spaces, and not nothing")
+        for name in _TOKENS:
+            token = getattr(self, name)
+            if token is not None and not re.fullmatch(r"[!-~]+", token.get_secret_value()):
+                raise ValueError(
+                    f"LEVI_{name.upper()} or {_flag(name)}-file must hold printable ASCII without spaces, "
+                    "and not nothing"
+                )
         return self
 
     @model_validator(mode="after")
@@ -203,6 +255,21 @@ class ServeSettings(ModelSettings):
         return self
 
 
+def _token_in(file: Path | str, name: str, given: dict[str, Any]) -> str:
+    flag = f"{_flag(name)}-file"
+    if given.get(name) is not None:
+        raise ValueError(f"give {flag} or LEVI_{name.upper()}, not both")
+    try:
+        return Path(file).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ValueError(f"{flag} {file}: {reason}") from None
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 class PublishSettings(BundleSettings):
     """What goes where."""
 
@@ -211,10 +278,41 @@ class PublishSettings(BundleSettings):
     ttl_s: PositiveInt | None = Field(None, description="Seconds until the rows expire, all together; unset, never.")
 
 
+class Budget(BundleSettings):
+    """A false-alarm budget for a version."""
+
+    days: PositiveFloat = Field(30.0, allow_inf_nan=False, description="Days between two false alarms, on average.")
+    rate: PositiveFloat = Field(1000.0, allow_inf_nan=False, description="Predictions a second it is reckoned with.")
+
+
+class ReplaySettings(Budget):
+    """Which requests, and where the picture goes."""
+
+    file: CliPositionalArg[Path] = Field(
+        description='Requests: JSON lines such as {"user": 138, "movie": 357}, or CSV with such a header; a '
+        "`rating` is taken as the true one."
+    )
+    plot: Path | None = Field(None, description="Draw the evidence into this SVG file.")
+
+
+class ReplicasSettings(Budget):
+    """Which servers."""
+
+    url: CliPositionalArg[list[Annotated[str, Field(pattern=r"^https?://")]]] = Field(
+        description="Servers of this version, such as http://10.0.0.7:8000."
+    )
+    every_s: PositiveFloat = Field(1.0, allow_inf_nan=False, description="Seconds between two readings.")
+    state: Path | None = Field(None, description="File that keeps evidence and alarms over a restart.")
+    token: SecretStr | None = Field(None, description="Bearer token of the servers.")
+
+
 def open_secrets(settings: ServeSettings) -> dict[str, Any]:
     """Every setting in JSON's types, secrets included: for the ears of a worker only."""
-    token = settings.token.get_secret_value() if settings.token else None
-    return settings.model_dump(mode="json") | {"token": token, "token_file": None}
+    dumped = settings.model_dump(mode="json")
+    for name in _TOKENS:
+        token = getattr(settings, name)
+        dumped |= {name: token.get_secret_value() if token else None, f"{name}_file": None}
+    return dumped
 
 
 def masked(settings: ServeSettings) -> dict[str, Any]:
@@ -247,7 +345,7 @@ def reference() -> str:
     ]
     for name, field in ServeSettings.model_fields.items():
         default = "" if field.default in (None, PydanticUndefined) else f"`{field.default}`"
-        flag = f"--{name.replace('_', '-')}"
+        flag = _flag(name)
         lines.append(f"| `{flag}` | `LEVI_{name.upper()}` | {default} | {field.description} |")
     return "\n".join(lines) + "\n"
 

@@ -11,6 +11,7 @@ from pydantic import (
     AfterValidator,
     ConfigDict,
     Discriminator,
+    FailFast,
     Field,
     PlainValidator,
     Strict,
@@ -36,6 +37,8 @@ _LEAST, _MOST = -(2**63), 2**63 - 1
 _MAX_CHARACTERS = 1000
 _MAX_VALUES = 100
 _MAX_COMPLAINTS = 10
+_MAX_MISTAKES = 5000
+"""Of a body with more, none is told: to list them all, of which ten are shown, would keep everybody else waiting."""
 _CONTROL = r"\x00-\x1f\x7f-\x9f"
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _ID, _ATTRIBUTES = "<id>", "<attributes>"
@@ -61,6 +64,9 @@ class Reader:
         try:
             return self.adapter.validate_json(body)
         except ValidationError as error:
+            if error.error_count() > _MAX_MISTAKES:
+                complaint = Complaint("body", f"has more than {_MAX_MISTAKES} mistakes; /docs shows what is expected")
+                raise InvalidRequestError([complaint]) from None
             details = error.errors(include_url=False, include_input=False)
             if details[0]["type"] == "json_invalid":
                 raise MalformedJsonError(details[0]["msg"]) from None
@@ -161,15 +167,18 @@ def given_type(entity: Entity) -> Any:
     """An id, or a new entity's attributes."""
     if not entity.attributes:
         return id_type(entity)
+    attributes: Any = Annotated[described_type(entity), Tag(_ATTRIBUTES)]
+    return Annotated[Annotated[id_type(entity), Tag(_ID)] | attributes, Discriminator(_branch)]
+
+
+def described_type(entity: Entity) -> Any:
+    """The attributes of an entity as a client writes them, one at least."""
     fields = {a.name: NotRequired[_attribute_type(a)] for a in entity.attributes}
     made = record(f"{title(entity)}Attributes", fields)
-    attributes = Annotated[
-        made,  # type: ignore[valid-type]
+    return Annotated[
+        made,
         Field(json_schema_extra={"minProperties": 1}),
         AfterValidator(_not_empty),
-    ]
-    return Annotated[
-        Annotated[id_type(entity), Tag(_ID)] | Annotated[attributes, Tag(_ATTRIBUTES)], Discriminator(_branch)
     ]
 
 
@@ -221,7 +230,8 @@ def truth_type(description: str) -> Any:
 def _attribute_type(attribute: Attribute) -> Any:
     if attribute.kind == "number":
         return _Number
-    return Annotated[tuple[_Text, ...], Field(min_length=1, max_length=_MAX_VALUES)] if attribute.many else _Text
+    values = Annotated[tuple[_Text, ...], FailFast(), Field(min_length=1, max_length=_MAX_VALUES)]
+    return values if attribute.many else _Text
 
 
 def answer_fields(manifest: Manifest) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from levi_serve.backends.onnx import Device, Graph
+from levi_serve.backends.binding import BoundGraph
+from levi_serve.backends.onnx import Device, Graph, Tensor
+from levi_serve.backends.runner import Runner
 from levi_serve.bundle import FloatArray
 from levi_serve.bundle.golden import Golden, GoldenEntity, read_golden
 from levi_serve.bundle.manifest import NAME, BundleError, Manifest, read_manifest
@@ -21,9 +23,9 @@ from levi_serve.bundle.scores import ONE_SIDED
 from levi_serve.bundle.tokens import Tokenizer
 from levi_serve.encoder import Encoder, encoder_tensors
 from levi_serve.predictor import GivenPair, PairReader, Predictor, entity_tensors, rating_tensors
+from levi_serve.repository import numbers
 from levi_serve.store import Given
 
-_NUMBER = re.compile(r"[1-9][0-9]*")
 _TABLE = ("ids.npy", "rows.npy", "trained.npy", "attributes.jsonl", "offsets.npy")
 _FILES = (
     "model.onnx",
@@ -61,6 +63,12 @@ class Version:
         """The pairs of its golden examples."""
         return [GivenPair(_given(example.user), _given(example.item)) for example in self.golden]
 
+    def close(self) -> None:
+        """Let go of the graphs."""
+        self.predictor.close()
+        if self.encoder is not None:
+            self.encoder.close()
+
 
 def newest(repository: Path, name: str) -> int:
     """The highest version number; folders that are no plain positive integer are not versions.
@@ -69,64 +77,99 @@ def newest(repository: Path, name: str) -> int:
         BundleError: there is none.
 
     """
-    folder = repository / name
-    try:
-        numbers = [int(entry.name) for entry in folder.iterdir() if _NUMBER.fullmatch(entry.name) and entry.is_dir()]
-    except OSError as error:
-        raise BundleError(f"{folder}: {error.strerror}; there is no model to serve") from None
-    if not numbers:
-        raise BundleError(f"{folder}: holds no version; versions are folders named 1, 2, 3, …")
-    return max(numbers)
+    if found := numbers(repository, name):
+        return found[0]
+    raise BundleError(f"{repository / name}: holds no version; versions are folders named 1, 2, 3, …")
 
 
 def load(
-    repository: Path, name: str, version: int, device: Device, threads: int, elsewhere: Sequence[str] = ()
+    repository: Path,
+    name: str,
+    version: int,
+    device: Device,
+    threads: int,
+    elsewhere: Sequence[str] = (),
+    beside: Version | None = None,
+    remote: Callable[..., Runner] | None = None,
+    fallback: bool = False,
 ) -> Version:
-    """Verify a version's files and open them, but for the tables of entities whose rows are kept `elsewhere`.
+    """Verify a version's files and open them, but for the tables of entities whose rows are kept `elsewhere`. What is
+    the same in the version `beside` which it is to be served is not opened again. With `remote`, which opens a graph by
+    its name, version, tensors and fallback, graphs run elsewhere, and here only as a `fallback`.
 
     Raises:
         BundleError: the version cannot be used, or has no such entities; the message names the file.
         DeviceError: the device is not there.
+        BackendError: `remote` cannot be used.
 
     """
     manifest = read_manifest(repository, name, version, elsewhere)
     folder = repository / name / str(version)
-    encoder_folder = repository / f"{name}_encoder" / str(version)
-    _require_listed(manifest, repository, folder, encoder_folder)
+    _require_listed(manifest, repository, folder, repository / f"{name}_encoder" / str(version))
     names = [entity.name for entity in manifest.schema_.entities]
     if strange := set(elsewhere) - set(names):
         raise BundleError(f"{folder / NAME}: has no entity '{min(strange)}'; there are {' and '.join(names)}")
     users, items = (
         None if entity in elsewhere else _open_table(folder, f"{entity}s", manifest.layout.width) for entity in names
     )
-    tokenizer = _open_tokenizer(folder / "tokenizer.json", manifest)
-    encoder = None
-    if manifest.views == "entity":
-        # Two rows and a few small products: a second thread would cost more than it does.
-        graph = Graph(folder / "model.onnx", entity_tensors(manifest), rating_tensors(manifest), device, threads=1)
-        unknown = _array(folder / "unknown.npy")
-        inputs, rows = encoder_tensors(manifest, unknown.shape[-1])
-        encoder_graph = Graph(encoder_folder / "model.onnx", inputs, rows, device, threads)
-        encoder = Encoder(manifest, tokenizer, encoder_graph, unknown)
-    else:
-        graph = Graph(folder / "model.onnx", PairReader.tensors(manifest), rating_tensors(manifest), device, threads)
-    support = manifest.layout.support > 0
-    reference = read_reference(folder, manifest.files[f"{name}/{version}/model.onnx"], manifest.layers, support)
+    # Reading a tokenizer holds the interpreter for 20 ms, in which nobody is answered.
+    tokenizer = _same_tokenizer(manifest, beside) or _open_tokenizer(folder / "tokenizer.json", manifest)
+    kind = Graph if device == "cpu" else BoundGraph
+    with ExitStack() as undo:
+
+        def graph(model: str, inputs: list[Tensor], outputs: list[Tensor], threads: int) -> Runner:
+            path = repository / model / str(version) / "model.onnx"
+            here = kind(path, inputs, outputs, device, threads) if remote is None or fallback else None
+            runner = here if remote is None else remote(model, version, inputs, outputs, here)
+            assert runner is not None
+            undo.callback(runner.close)
+            return runner
+
+        encoder = None
+        if manifest.views == "entity":
+            # Two rows and a few small products: a second thread would cost more than it does.
+            model = graph(name, entity_tensors(manifest), rating_tensors(manifest), threads=1)
+            unknown = _array(folder / "unknown.npy")
+            inputs, rows = encoder_tensors(manifest, unknown.shape[-1])
+            encoder = Encoder(manifest, tokenizer, graph(f"{name}_encoder", inputs, rows, threads), unknown)
+        else:
+            model = graph(name, PairReader.tensors(manifest), rating_tensors(manifest), threads)
+        reference = _reference(manifest, folder)
+        found = Version(
+            manifest,
+            folder,
+            (users, items),
+            tokenizer,
+            Predictor(model, reference, manifest.score),
+            encoder,
+            _unknown_rows(folder / "unknown_rows.npy", manifest.layout.width),
+            reference,
+            _open_rated(folder, users, items) if users is not None and items is not None else None,
+            tuple(read_golden(folder / "golden.jsonl", manifest.layout.width)),
+        )
+        undo.pop_all()
+    return found
+
+
+def read_version_reference(repository: Path, name: str, version: int) -> Reference:
+    """The monitor's reference of a version, without the rest of it.
+
+    Raises:
+        BundleError: it cannot be used.
+
+    """
+    manifest = read_manifest(repository, name, version)
+    graph = manifest.files[f"{name}/{version}/model.onnx"]
+    return read_reference(repository / name / str(version), graph, manifest.layers, manifest.layout.support > 0)
+
+
+def _reference(manifest: Manifest, folder: Path) -> Reference:
+    graph = manifest.files[f"{manifest.name}/{manifest.version}/model.onnx"]
+    reference = read_reference(folder, graph, manifest.layers, manifest.layout.support > 0)
     if manifest.score not in reference.names or manifest.score not in ONE_SIDED:
         known = ", ".join(score for score in ONE_SIDED if score in reference.names)
         raise BundleError(f"{folder / NAME}: score '{manifest.score}' is not one this server reports ({known})")
-    return Version(
-        manifest,
-        folder,
-        (users, items),
-        tokenizer,
-        Predictor(graph, reference, manifest.score),
-        encoder,
-        _unknown_rows(folder / "unknown_rows.npy", manifest.layout.width),
-        reference,
-        _open_rated(folder, users, items) if users is not None and items is not None else None,
-        tuple(read_golden(folder / "golden.jsonl", manifest.layout.width)),
-    )
+    return reference
 
 
 def _given(entity: GoldenEntity) -> Given:
@@ -177,6 +220,13 @@ def _unknown_rows(path: Path, width: int) -> HalfArray:
     if rows.dtype != STORED or rows.shape != (2, width):
         raise BundleError(f"{path}: is {rows.dtype} {list(rows.shape)}, expected float16 [2, {width}]")
     return rows
+
+
+def _same_tokenizer(manifest: Manifest, beside: Version | None) -> Tokenizer | None:
+    if beside is None or beside.manifest.tokenizer != manifest.tokenizer:
+        return None
+    digests = {m.files[f"{m.name}/{m.version}/tokenizer.json"] for m in (manifest, beside.manifest)}
+    return beside.tokenizer if len(digests) == 1 else None
 
 
 def _open_tokenizer(path: Path, manifest: Manifest) -> Tokenizer:

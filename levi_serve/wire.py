@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from copy import copy
+from typing import Annotated, Any, NotRequired, Self
 
 import numpy as np
 import orjson
@@ -20,8 +21,10 @@ from levi_serve.predictor import Encoded, GivenPair, Pair, Scores
 from levi_serve.problems import ProblemError
 from levi_serve.shapes import (
     SHOWN,
+    Names,
     Reader,
     answer_fields,
+    described_type,
     example_attributes,
     example_of,
     given_type,
@@ -34,6 +37,8 @@ from levi_serve.shapes import (
 )
 from levi_serve.store import State
 
+_LATEST = 2**33
+"""The year 2242 [s since 1970]."""
 TIMEOUT = "x-request-timeout-ms"
 """The header that says how long a caller waits, in milliseconds."""
 
@@ -54,8 +59,17 @@ class Wire:
         self._query = Reader(record("Query", {e.name: id_type(e) for e in self._entities}), names)
         self._body = Reader(record("Pairs", {"pairs": pairs}), {"pairs": names})
         self._answer = TypeAdapter[dict[str, Any]](record("Prediction", {**givens, **answer_fields(manifest)}))
+        self._feedback = Reader(*_feedback(manifest))
         self._read_ids = [int if entity.id_type == "integer" else bytes.decode for entity in self._entities]
         self._express = re.compile(_express_request(self._entities), re.IGNORECASE)
+
+    def again(self, manifest: Manifest, example: GivenPair) -> Self | None:
+        """The same for another version; None if its types are not the same. Making them takes 20 ms of everybody's."""
+        if (manifest.schema_, manifest.layers) != (self._manifest.schema_, self._manifest.layers):
+            return None
+        other = copy(self)
+        other._manifest, other._example = manifest, example
+        return other
 
     def query(self, query: bytes) -> GivenPair:
         """The pair in a query string.
@@ -78,6 +92,16 @@ class Wire:
         """
         user, item = self._names
         return [GivenPair(pair[user], pair[item]) for pair in self._body.json(body)["pairs"]]
+
+    def feedback(self, body: bytes) -> dict[str, Any]:
+        """The event in a JSON body.
+
+        Raises:
+            MalformedJsonError: it is not JSON.
+            InvalidRequestError: it is no event of this schema.
+
+        """
+        return self._feedback.json(body)
 
     def express(self, request: bytes) -> tuple[Id, Id, float | None] | None:
         """Both ids and the timeout [s] of a GET that asks for nothing out of the ordinary: `request` is one whole
@@ -168,7 +192,9 @@ class Wire:
     def describe(self, document: dict[str, Any]) -> None:
         """Complete an OpenAPI document's /predict with this schema's parameters, bodies and answers."""
         ids = [TypeAdapter[Any](id_type(entity)) for entity in self._entities]
-        (body, answer, *parameters), components = json_schemas([self._body.adapter, self._answer, *ids])
+        (body, answer, event, *parameters), components = json_schemas(
+            [self._body.adapter, self._answer, self._feedback.adapter, *ids]
+        )
         get, post = document["paths"]["/predict"]["get"], document["paths"]["/predict"]["post"]
         get["parameters"] = [
             {"name": name, "in": "query", "required": True, "schema": schema, **example_of(given)}
@@ -177,12 +203,32 @@ class Wire:
         get["responses"]["200"]["content"] = json_content(answer)
         post["requestBody"] = {"required": True, "content": json_content(body, self._example_body())}
         post["responses"]["200"]["content"] = json_content({"type": "array", "items": answer})
+        rated = {**dict(zip(self._names, self._example, strict=True)), "rating": self._manifest.schema_.rating_max}
+        feedback = document["paths"]["/feedback"]["post"]
+        feedback["requestBody"] = {"required": True, "content": json_content(event, rated)}
         document["components"]["schemas"].update(components)
 
     def _example_body(self) -> dict[str, Any]:
         new = {entity.name: example_attributes(entity) for entity in self._entities if entity.attributes}
         known = dict(zip(self._names, self._example, strict=True))
         return {"pairs": [known, {**known, **dict(list(new.items())[-1:])}]}
+
+
+def _feedback(manifest: Manifest) -> tuple[Any, Names]:
+    """The type of a feedback event, and its fields."""
+    schema = manifest.schema_
+    text = Annotated[str, Field(min_length=1, max_length=128)]
+    described = {entity.name: NotRequired[described_type(entity)] for entity in schema.entities if entity.attributes}
+    fields = {
+        **{entity.name: id_type(entity) for entity in schema.entities},
+        "rating": Annotated[float, Field(ge=schema.rating_min, le=schema.rating_max, strict=True)],
+        "time": NotRequired[Annotated[float, Field(ge=0, lt=_LATEST, strict=True, description="seconds since 1970")]],
+        "id": NotRequired[Annotated[text, Field(description="the event's own; sent again, it counts once")]],
+        "prediction_id": NotRequired[Annotated[text, Field(description="of the request that showed the prediction")]],
+        "attributes": NotRequired[record("Described", described)],
+    }
+    names: Names = {name: {} for name in fields}
+    return record("Feedback", fields), {**names, "attributes": {e.name: names_of(e) for e in schema.entities}}
 
 
 def unknown_id_problem(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from levi_serve import logs
 from levi_serve.app import build_app
 from levi_serve.bundle.commands import RunError
 from levi_serve.cli import Serve
+from levi_serve.guard import Token
 from levi_serve.lane import Lane
 from levi_serve.live import Live
 from levi_serve.metrics import Metrics
@@ -28,18 +31,26 @@ def serve(
     metrics: Metrics,
     lifeline: int | None = None,
     replaces: bool = False,
+    shared: Path | None = None,
 ) -> None:
-    """Until a signal comes, or the `lifeline` ends. A process that `replaces` another listens when it is ready.
+    """Until a signal comes, or the `lifeline` ends. A process that `replaces` another listens when it is ready; several
+    have a `shared` folder.
 
     Raises:
         RunError: no model can ever be served here.
 
     """
     live = Live(metrics)
-    app = build_app(settings, live, metrics, replaces)
-    express = settings.token is None and not settings.access_log  # the lane knows neither
-    lane = partial(Lane, live=live, metrics=metrics, timeout_s=settings.timeout_ms / 1000)
-    Server(app, live, lane if express else Protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)
+    app = build_app(settings, live, metrics, replaces, shared)
+    # What lives as long as the process is not looked through again and again: a whole collection would stop the event
+    # loop for 50 ms, and so one can be made whenever a version has been released.
+    gc.collect()
+    gc.freeze()
+    protocol: Callable[..., Protocol] = partial(Protocol, metrics=metrics)
+    if not settings.access_log:  # the lane writes none
+        token = Token(settings.token.get_secret_value()) if settings.token else None
+        protocol = partial(Lane, live=live, metrics=metrics, timeout_s=settings.timeout_ms / 1000, token=token)
+    Server(app, live, protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)
 
 
 def main() -> int:
@@ -54,7 +65,7 @@ def main() -> int:
     metrics = Metrics(shared, order["worker"])
     listener = socket.socket(fileno=order["socket"])
     try:
-        serve(settings, listener, metrics, sys.stdin.fileno(), order["replaces"])
+        serve(settings, listener, metrics, sys.stdin.fileno(), order["replaces"], shared)
     except (RunError, OSError, MemoryError) as error:
         print(error, flush=True)
         return 1

@@ -73,6 +73,22 @@ def pair_run(options: Options, cache: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
+def best_run(options: Options, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """LEVI with Bayesian heads."""
+    from tests.tiny import fitted
+
+    return fitted(options.model_copy(update={"size": "best"}), tmp_path_factory.mktemp("runs") / "best", cache)
+
+
+@pytest.fixture(scope="session")
+def best_repository(best_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with it as version 1; not to be changed."""
+    from training.export import export
+
+    return export(best_run, tmp_path_factory.mktemp("best"), "levi", 100).parents[1]
+
+
+@pytest.fixture(scope="session")
 def entity_repository(entity_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with the entity run as version 1; not to be changed."""
     from training.export import export

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import grimp
@@ -11,6 +14,25 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from training.options import Options
 
 ROOT = Path(__file__).parents[1]
+
+
+WATCH = """
+import os, sys
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "onnxruntime": print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Watch())
+import {module}
+"""
+
+
+@pytest.mark.parametrize("module", ["levi_serve.app", "levi_serve.backends.binding", "training.export"])
+def test_the_runtime_is_silent(module: str) -> None:
+    """Whoever is imported first, ONNX Runtime's telemetry is off before it is loaded."""
+    clean = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    code = WATCH.format(module=module)
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean)
+    assert told.stdout == "1\n"
 
 
 @pytest.fixture(scope="module")

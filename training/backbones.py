@@ -35,6 +35,8 @@ class Backbone:
     """A frozen encoder, its tokenizer, and the hash of everything that its output depends on."""
 
     spec: str
+    folder: Path
+    """Where its files lie."""
     encoder: nn.Module
     tokenizer: Tokenizer
     fingerprint: str
@@ -54,12 +56,19 @@ def pooled(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Ten
         attention_mask: [B, T], 1 for tokens and 0 for padding.
 
     Returns:
-        [B, n, d]; a sentence's views do not depend on its neighbours or padding.
+        [B, n, d] in fp32; a sentence's views do not depend on its neighbours or padding.
     """
-    states = encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states
-    mask = attention_mask.unsqueeze(-1).to(states[0].dtype)  # [B, T, 1]
+    states = _states(encoder, input_ids, attention_mask)
+    mask = attention_mask.unsqueeze(-1).float()  # [B, T, 1]
     # Padding is zeroed before the sum: whatever a model leaves there must not reach the mean.
-    return torch.stack([(h * mask).sum(1) for h in states], dim=1) / mask.sum(1).unsqueeze(1)
+    return torch.stack([(h.float() * mask).sum(1) for h in states], dim=1) / mask.sum(1).unsqueeze(1)
+
+
+def _states(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+    """The hidden states [B, T, d], of the embeddings first."""
+    output = encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    states: tuple[Tensor, ...] = getattr(output, "hidden_states", None) or ()
+    return states
 
 
 def load_backbone(spec: str) -> Backbone:
@@ -106,13 +115,21 @@ def load_backbone(spec: str) -> Backbone:
     limit = int(getattr(encoder.config, "max_position_embeddings", None) or MAX_TOKENS)
     tokenizer = Tokenizer(fast, min(limit, MAX_TOKENS), slow_or_fast.pad_token_id or 0)
     encoder.requires_grad_(False).eval()
+    layers = getattr(encoder.config, "num_hidden_layers", None)
+    states = _states(encoder, torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.int64))
+    if not states or len(states) - 1 != layers:
+        raise UsageError(
+            f"backbone {spec}: gives no hidden state for each of its layers, which LEVI's heads read; "
+            "use a transformer encoder"
+        )
     return Backbone(
         spec,
+        folder,
         encoder,
         tokenizer,
         _fingerprint(folder),
         _licence(folder),
-        layers=encoder.config.num_hidden_layers + 1,
+        layers=len(states),
         width=encoder.config.hidden_size,
     )
 

@@ -36,7 +36,7 @@ def ridge(dataset: Dataset, train: Int64Array, rows: Int64Array, seed: int) -> t
     Returns:
         Predictions [len(rows)], unclipped, and the penalty that item-disjoint folds of the training part chose.
     """
-    content = _content(dataset)
+    content = item_content(dataset)
     folds = list(item_folds(dataset, train, FOLDS, seed))
     errors = {
         alpha: np.mean([_error(dataset, content, fitted, held_out, alpha) for fitted, held_out in folds])
@@ -71,7 +71,7 @@ def _design(dataset: Dataset, content: sparse.csr_array, rows: Int64Array) -> sp
     return sparse.csr_array(sparse.hstack([indicator, here, crossed], format="csr"))
 
 
-def _content(dataset: Dataset) -> sparse.csr_array:
+def item_content(dataset: Dataset) -> sparse.csr_array:
     """[M, F] indicators of each item's categories and number buckets."""
     chosen = [a for a in dataset.schema.item.attributes if a.kind == "category" or a.edges]
     described = attributes(dataset.items, dataset.schema.item)

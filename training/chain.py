@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import onnxruntime as ort
 import torch
 
 from levi_serve.bundle import AnyArray, FloatArray, Int64Array, tensors
 from levi_serve.bundle.golden import GoldenEntity
 from levi_serve.bundle.prompt import entity_sentence, pair_sentence
 from levi_serve.bundle.rows import STORED, Id
+from levi_serve.bundle.runtime import ort
 from levi_serve.bundle.schema import Attributes, encode
 from training.datasets.dataset import attributes
 from training.graphs import Graph

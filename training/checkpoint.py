@@ -82,8 +82,15 @@ def write_json(path: Path, value: object) -> None:
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    kept: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        kept[name] = tensor.detach().cpu().contiguous()
+        if kept[name].data_ptr() in places:  # a tied weight, which safetensors wants apart
+            kept[name] = kept[name].clone()
+        places.add(kept[name].data_ptr())
     with atomic_file(path) as temporary:
         try:
-            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata)
+            save_file(kept, temporary, metadata)
         except SafetensorError as error:  # a full disk, for one
             raise OSError(error) from None

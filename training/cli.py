@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 from pydantic_settings import CliPositionalArg
@@ -67,12 +67,44 @@ class Export(OnRun):
     parity_pairs: Annotated[
         PositiveInt, Field(description="Pairs on which the graphs must agree with the fitted model.")
     ] = 256
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"],
+        Field(
+            description="Of the graphs. fp16: weights, and the backbone's arithmetic; gains time on a GPU only. "
+            "int8: the backbone, quantised; for a CPU. The manifest says what it does to ratings and RMSE."
+        ),
+    ] = "fp32"
 
     def __call__(self) -> None:
         from training.export import export
         from training.run import open_run
 
-        print(export(open_run(self.run, self.cache, "cpu", self.data), self.repository, self.name, self.parity_pairs))
+        run = open_run(self.run, self.cache, "cpu", self.data)
+        print(export(run, self.repository, self.name, self.parity_pairs, self.precision))
+
+
+class Reproduce(OnDevice):
+    """Every method of a plan on every seed: tables, JSON and plots. Run again, it fits only what is missing."""
+
+    plan: Annotated[
+        CliPositionalArg[str],
+        Field(
+            description="ml-100k, ml-100k-subset, ml-100k-frozen, amazon, sentiment, synthetic, or a plan's .toml file."
+        ),
+    ]
+    data: Annotated[Path | None, Field(description="Folder with the dataset's files.")] = None
+    runs: Annotated[Path, Field(description="Folder of the fits.")] = Path("runs/reproduce")
+    docs: Annotated[Path, Field(description="Folder of the tables and plots.")] = Path("docs/results")
+
+    def __call__(self) -> None:
+        if self.plan == "synthetic":
+            from training.synthetic import reproduce_synthetic
+
+            reproduce_synthetic(self.docs)
+        else:
+            from training.reproduce import reproduce
+
+            reproduce(self.plan, self.data, self.runs, self.docs, self.cache, self.device)
 
 
 class Download(Command):
@@ -87,7 +119,13 @@ class Download(Command):
         download_ml100k(self.out)
 
 
-COMMANDS: dict[str, type[Command]] = {"fit": Fit, "evaluate": Evaluate, "export": Export, "download": Download}
+COMMANDS: dict[str, type[Command]] = {
+    "fit": Fit,
+    "evaluate": Evaluate,
+    "export": Export,
+    "reproduce": Reproduce,
+    "download": Download,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

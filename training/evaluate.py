@@ -32,6 +32,8 @@ class Error(Frozen):
     """2.5 % quantile of the RMSE over resampled items: ratings of one item are not independent."""
     high: float
     mae: float
+    accuracy: float | None = None
+    """Share of ratings whose class is right, where the task is binary."""
 
 
 class Row(Frozen):
@@ -116,6 +118,7 @@ def _error(run: Run, rows: Int64Array, predicted: Predictions) -> Error:
         low=low,
         high=high,
         mae=float(np.abs(error).mean()),
+        accuracy=float((np.abs(error) < 0.5).mean()) if run.dataset.binary else None,
     )
 
 

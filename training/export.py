@@ -10,6 +10,7 @@ import fcntl
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from training.errors import RunError, UsageError
 from training.evaluate import METRICS, Evaluation
 from training.fit import predict
 from training.graphs import EncoderGraph, Graph, JoinGraph, PairGraph, write_onnx
+from training.model import Levi
+from training.precision import Precision, lower
 from training.run import Run, versions
 from training.triton import config
 
@@ -41,20 +44,23 @@ GOLDEN_TOLERANCE = 5e-3
 """Rounding rows to fp16 may move a rating by up to 2e-3; the rest is left to other processors' arithmetic."""
 PARITY = 1e-4
 """Largest difference between the graphs and the fitted model, in rating units, both in fp32."""
+MOST = 0.5
+"""Largest difference of a head rating that a lower precision may make: beyond it the backbone does not bear it."""
 
 
-def export(run: Run, repository: Path, name: str, parity_pairs: int) -> Path:
-    """Add the run to the repository as its next version.
+def export(run: Run, repository: Path, name: str, parity_pairs: int, precision: Precision = "fp32") -> Path:
+    """Add the run to the repository as its next version, its graphs in this precision.
 
     Returns:
         The folder of the new version.
 
     Raises:
         UsageError: the run has no views; the repository serves other tensors under this name.
-        RunError: the graphs do not agree with the fitted model.
+        RunError: the graphs do not agree with the fitted model, or do not bear the precision.
         OSError: the disk is full or not writable; no version appears.
     """
-    graphs = _graphs(run, name)
+    originals = _graphs(run, name)
+    graphs = _graphs(run, name, half=True) if precision == "fp16" else originals
     repository.mkdir(parents=True, exist_ok=True)
     with _locked(repository), ExitStack() as stack:
         for graph_name, graph in graphs.items():
@@ -63,31 +69,38 @@ def export(run: Run, repository: Path, name: str, parity_pairs: int) -> Path:
         staged = {graph: stack.enter_context(staged_folder(repository / graph, str(version))) for graph in graphs}
         for graph_name, graph in graphs.items():
             write_onnx(graph, _examples(run, graph), staged[graph_name] / "model.onnx")
-        exported = _chain(run, [onnx_runner(staged[graph_name] / "model.onnx") for graph_name in graphs])
-        reference = _chain(run, [torch_runner(graph) for graph in graphs.values()], np.float32)
-        parity = _parity(run, exported, reference, parity_pairs)
+        paths = [staged[graph_name] / "model.onnx" for graph_name in graphs]
+        reference = _chain(run, [torch_runner(graph) for graph in originals.values()], np.float32)
+        metrics = _measured(run)
+        if precision != "fp16":  # of a half backbone there is no graph in fp32
+            metrics["parity"] = _parity(run, _chain(run, list(map(onnx_runner, paths))), reference, parity_pairs)
+        for path in paths:
+            lower(path, precision)
+        exported = _chain(run, list(map(onnx_runner, paths)))
         tables = _tables(run, exported)
         _write_rows(run, tables, staged[name])
         _write_rated(run, staged[name])
-        _write_golden(run, reference, tables, staged[name] / "golden.jsonl")
+        off = _write_golden(run, reference, exported, tables, staged[name] / "golden.jsonl")
+        effect = _effect(run, exported, off)
         digest = sha256(staged[name] / "model.onnx")
         write_reference(staged[name], calibrate(run, exported, tables, digest))
         run.tokenizer.save(staged[name] / "tokenizer.json")
-        metrics = {"parity": parity, **_rounding(run, tables), **_measured(run)}
-        manifest = _manifest(run, name, version, staged, metrics)
+        metrics |= {**_rounding(run, tables), **effect, "graph_bytes": sum(path.stat().st_size for path in paths)}
+        manifest = _manifest(run, name, version, staged, metrics, precision)
         write_json(staged[name] / NAME, manifest.model_dump(mode="json", by_alias=True))
         stack.enter_context(_configured({repository / n / CONFIG: config(n, graph) for n, graph in graphs.items()}))
         return _publish(staged, repository, version)
 
 
-def _graphs(run: Run, name: str) -> dict[str, Graph]:
-    """The graphs by model name, in the order in which they are published."""
+def _graphs(run: Run, name: str, half: bool = False) -> dict[str, Graph]:
+    """The graphs by model name, in the order in which they are published; `half` is the backbone's precision."""
     model, bounds = run.model.cpu(), run.bounds
     if run.backbone is None:
         raise UsageError(f"{run.folder}: a scratch tower alone is a reference and not served; fit with entity views")
-    if model.shape.views == "pair":
-        return {name: PairGraph(model, run.backbone.encoder, bounds)}
-    return {f"{name}_encoder": EncoderGraph(model, run.backbone.encoder), name: JoinGraph(model, bounds)}
+    encoder = deepcopy(run.backbone.encoder).half() if half else run.backbone.encoder
+    if isinstance(model, Levi) and model.shape.views == "pair":
+        return {name: PairGraph(model, encoder, bounds)}
+    return {f"{name}_encoder": EncoderGraph(model, encoder), name: JoinGraph(model, bounds)}
 
 
 def _examples(run: Run, graph: Graph) -> tuple[torch.Tensor, ...]:
@@ -95,7 +108,7 @@ def _examples(run: Run, graph: Graph) -> tuple[torch.Tensor, ...]:
     assert run.backbone is not None
     shape, (user, item) = run.model.shape, run.dataset.schema.entities
     ids, mask = (torch.from_numpy(a) for a in run.backbone.tokenizer.pad(run.backbone.tokenizer.encode(["one", "two"])))
-    embedding = torch.zeros(2, shape.size.embedding + 1)
+    embedding = torch.zeros(2, shape.embedding + 1)
     codes = [torch.zeros(2, max(1, e.code_columns), dtype=torch.int64) for e in (user, item)]
     if isinstance(graph, JoinGraph):
         rows = torch.zeros(2, shape.layout.width, dtype=torch.half)
@@ -178,6 +191,28 @@ def _rounding(run: Run, tables: tuple[FloatArray, FloatArray]) -> dict[str, floa
     }
 
 
+def _effect(run: Run, exported: Chain, off: float) -> dict[str, float]:
+    """What the exported graphs, and rows rounded between them, do to ratings and RMSE on the selection part, every
+    entity encoded by them; and the largest difference of a head rating there or, `off`, in the golden examples.
+
+    Raises:
+        RunError: it exceeds MOST.
+    """
+    chosen = run.split.selection
+    value = run.dataset.ratings.value[chosen]
+    expected = predict(run.model, run.prepared.features, torch.from_numpy(chosen), run.ids)
+    heads = [expected, torch.from_numpy(exported.heads(*_rated_pairs(run, chosen)))]
+    exact, found = (run.model.rating(h).clamp(*run.bounds).double().numpy() for h in heads)
+    worst = float(np.max([off, float((heads[1] - heads[0]).abs().max())]))  # NaN stays NaN
+    if not worst <= MOST:
+        raise RunError(f"{run.folder}: in this precision the graphs differ from the model by {worst:.2g} (> {MOST:g})")
+    return {
+        "head_difference": worst,
+        "rating_difference": float(np.abs(found - exact).max()),
+        "rmse_difference": float(np.sqrt(np.square(found - value).mean()) - np.sqrt(np.square(exact - value).mean())),
+    }
+
+
 def _write_rows(run: Run, tables: tuple[FloatArray, FloatArray], folder: Path) -> None:
     """Both entity tables, the unknown entities' rows apart, and the id embedding of theirs that the encoder is fed."""
     for side, (entity, rows) in enumerate(zip(run.dataset.schema.entities, tables, strict=True)):
@@ -199,8 +234,14 @@ def _write_rated(run: Run, folder: Path) -> None:
     write_rated(folder, len(users), users[ratings.user[train]], items[ratings.item[train]])
 
 
-def _write_golden(run: Run, reference: Chain, tables: tuple[FloatArray, FloatArray], path: Path) -> None:
-    """Random pairs as torch rates them: by id, and with either side or both given by attributes alone."""
+def _write_golden(
+    run: Run, reference: Chain, exported: Chain, tables: tuple[FloatArray, FloatArray], path: Path
+) -> float:
+    """Random pairs as torch rates them: by id, and with either side or both given by attributes alone.
+
+    Returns:
+        The largest difference of a head rating that the exported graphs make in them.
+    """
     rng = np.random.default_rng(run.record.options.seed)
     users, items = (_golden_entities(run, side, tables[side], rng) for side in (0, 1))
     heads = reference.heads(users, items)
@@ -213,6 +254,7 @@ def _write_golden(run: Run, reference: Chain, tables: tuple[FloatArray, FloatArr
             Golden(user=user, item=item, sentences=sentences, tokens=tokens, head_ratings=head_ratings, rating=rating)
         )
     write_golden(path, examples)
+    return float(np.abs(exported.heads(users, items) - heads).max())
 
 
 def _golden_entities(run: Run, side: int, rows: FloatArray, rng: np.random.Generator) -> list[GoldenEntity]:
@@ -238,10 +280,12 @@ def _measured(run: Run) -> dict[str, float]:
     return known
 
 
-def _manifest(run: Run, name: str, version: int, staged: dict[str, Path], metrics: dict[str, float]) -> Manifest:
+def _manifest(
+    run: Run, name: str, version: int, staged: dict[str, Path], metrics: dict[str, float], precision: Precision
+) -> Manifest:
     options, shape = run.record.options, run.model.shape
     entity = shape.views == "entity"
-    embedding = 0 if entity else shape.size.embedding
+    embedding = 0 if entity else shape.embedding
     return Manifest(
         format=FORMAT,
         name=name,
@@ -257,7 +301,7 @@ def _manifest(run: Run, name: str, version: int, staged: dict[str, Path], metric
             for graph, folder in staged.items()
             for path in sorted(folder.iterdir())
         },
-        golden_tolerance=GOLDEN_TOLERANCE,
+        golden_tolerance=_tolerance(precision, metrics["head_difference"]),
         score=SCORE,
         metrics=metrics,
         run={
@@ -267,12 +311,20 @@ def _manifest(run: Run, name: str, version: int, staged: dict[str, Path], metric
             "backbone_hash": run.record.backbone_hash,
             "size": options.size,
             "seed": options.seed,
+            "precision": precision,
             "fitted": run.record.finished,
             "exported": datetime.now(UTC).isoformat(timespec="seconds"),
             **versions(),
         },
         licences={"data": run.dataset.licence, "backbone": run.backbone.licence if run.backbone else "none"},
     )
+
+
+def _tolerance(precision: Precision, difference: float) -> float:
+    """What a replayed golden rating may be off. Lower precision adds twice what it was seen to make: another processor
+    rounds other sums.
+    """
+    return GOLDEN_TOLERANCE + (0 if precision == "fp32" else 2 * difference)
 
 
 @contextmanager

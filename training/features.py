@@ -15,12 +15,15 @@ from levi_serve.bundle.prompt import entity_sentence, pair_sentence
 from levi_serve.bundle.schema import Attributes, Vocabulary, build_vocabulary, encode
 from training.backbones import Backbone
 from training.datasets.dataset import Dataset, attributes
-from training.model import Batch, Projection, Shape, Size
-from training.options import ViewKind
+from training.errors import UsageError
+from training.model import Batch, FactorSize, Projection, Shape, Size
+from training.options import Variant, ViewKind
 from training.views import Views, compute_views
 
 SAMPLE = 20_000
 """Most sentences that a projection is fitted on."""
+MULTI_HEADS = 7
+"""Heads of a tower without views (ablation A5): as many as MiniLM has views."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,20 @@ def prepare(
     train: Int64Array,
     backbone: Backbone | None,
     views: ViewKind,
-    size: Size,
+    size: Size | FactorSize,
     cache: Path,
     device: torch.device,
+    variant: Variant = "levi",
 ) -> Prepared:
     """Compute the views (or read them from the cache) and turn the dataset into tensors.
 
     Vocabulary and projection are fitted on what occurs in `train` only.
+
+    Raises:
+        UsageError: the variant does not go with the views.
     """
+    if (variant == "multi-head") != (views == "none") and variant != "levi":
+        raise UsageError(f"--variant {variant}: does not go with --views {views}; multi-head goes with none alone")
     described = [attributes(dataset.users, dataset.schema.user), attributes(dataset.items, dataset.schema.item)]
     columns = [dataset.ratings.user, dataset.ratings.item]
     fitted = [np.unique(column[train]).astype(np.int64) for column in columns]
@@ -94,9 +103,11 @@ def prepare(
     shape = Shape(
         size=size,
         views=views,
-        layers=backbone.layers if backbone else 1,
+        layers=backbone.layers if backbone else MULTI_HEADS if variant == "multi-head" else 1,
         width=backbone.width if backbone else 0,
         counts=(len(described[0]), len(described[1])),
+        variant=variant,
+        binary=dataset.binary,
         categories=(
             tuple((len(vocabulary[0][a.name]), a.slots) for a in entities[0].embedded),
             tuple((len(vocabulary[1][a.name]), a.slots) for a in entities[1].embedded),
@@ -106,9 +117,7 @@ def prepare(
         torch.from_numpy(encode(entity, words, rows)).to(device)
         for entity, words, rows in zip(entities, vocabulary, described, strict=True)
     ]
-    projections, components, pair_components = _view_inputs(
-        dataset, described, fitted, train, backbone, shape, cache, device
-    )
+    projections, components, pair_components = _view_inputs(dataset, fitted, train, backbone, shape, cache, device)
     features = Features(
         user=torch.tensor(dataset.ratings.user, dtype=torch.int64, device=device),
         item=torch.tensor(dataset.ratings.item, dtype=torch.int64, device=device),
@@ -122,7 +131,6 @@ def prepare(
 
 def _view_inputs(
     dataset: Dataset,
-    described: Sequence[Sequence[Attributes]],
     fitted: Sequence[Int64Array],
     train: Int64Array,
     backbone: Backbone | None,
@@ -133,14 +141,14 @@ def _view_inputs(
     """What the heads read: projections, both sides' components (entity views), and the ratings' (pair views)."""
     if backbone is None:
         return [], (None, None), None
+    spoken = sentences(dataset, shape.views)
     if shape.views == "pair":
-        computed = compute_views(backbone, _pair_sentences(dataset, described), cache, device, "pair views")
+        computed = compute_views(backbone, spoken[0], cache, device, "pair views")
         projection = fit_projection(computed, train, shape)
         return [projection], (None, None), project(computed, projection, shape, device)
     projections, components = [], []
     for side, entity in enumerate(dataset.schema.entities):
-        sentences = [entity_sentence(dataset.schema, side, row) for row in described[side]]
-        computed = compute_views(backbone, sentences, cache, device, f"{entity.name} views")
+        computed = compute_views(backbone, spoken[side], cache, device, f"{entity.name} views")
         projections.append(fit_projection(computed, fitted[side], shape))
         components.append(project(computed, projections[side], shape, device))
     return projections, (components[0], components[1]), None
@@ -151,11 +159,16 @@ def with_id(table_ids: Sequence[int | str], rows: Sequence[Attributes]) -> list[
     return [{"id": ident, **row} for ident, row in zip(table_ids, rows, strict=True)]
 
 
-def _pair_sentences(dataset: Dataset, described: Sequence[Sequence[Attributes]]) -> list[str]:
+def sentences(dataset: Dataset, views: ViewKind) -> list[list[str]]:
+    """What the backbone reads: one list with a sentence per rating, or one per side with a sentence per entity."""
+    described = [attributes(dataset.users, dataset.schema.user), attributes(dataset.items, dataset.schema.item)]
+    if views == "entity":
+        return [[entity_sentence(dataset.schema, side, row) for row in described[side]] for side in (0, 1)]
     users = with_id(dataset.users["id"].to_pylist(), described[0])
     items = with_id(dataset.items["id"].to_pylist(), described[1])
     ratings = dataset.ratings
-    return [pair_sentence(dataset.schema, users[u], items[i]) for u, i in zip(ratings.user, ratings.item, strict=True)]
+    pairs = zip(ratings.user, ratings.item, strict=True)
+    return [[pair_sentence(dataset.schema, users[u], items[i]) for u, i in pairs]]
 
 
 def fit_projection(views: Views, fitted: Int64Array, shape: Shape) -> dict[str, Tensor]:

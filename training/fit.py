@@ -1,4 +1,4 @@
-"""The training loop: fits tower and heads on prepared features, and picks learning rate and epochs on ID data.
+"""The training loop: fits tower and heads on views, or a backbone on sentences; picks rate and epochs on ID data.
 
 A fit is a row of stages: one per candidate (and fold), then perhaps a refit. A stage can be killed at any moment:
 every step draws its dropout and its hidden ids from a generator seeded by (seed, step), and the learning rate is a
@@ -9,20 +9,24 @@ same numbers as one that was never stopped.
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
+from training.bilinear import BilinearLevi, sample_heads
 from training.checkpoint import Progress, load_checkpoint, load_model, save_checkpoint, save_model
 from training.errors import RunError, UsageError
 from training.features import Features, Prepared
-from training.model import Levi, layer_weights
+from training.model import FactorSize, Levi, Network, layer_weights
 from training.options import Recipe
 from training.progress import track
 
@@ -41,13 +45,78 @@ class Fold:
     held_out: Tensor | None
 
 
+Forward: TypeAlias = Callable[[Any], Tensor]
+"""The model's call, as the accelerator has wrapped it."""
+
+
+class Stage(Protocol):
+    """One model, and how the loop sees it and its data."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is fitted."""
+
+    def loss(self, forward: Forward, rows: Tensor) -> Tensor:
+        """The mean loss of some training ratings, with everything that is drawn while fitting: a scalar."""
+
+    def rate(self, rows: Tensor) -> Tensor:
+        """Predictions [len(rows)], not clipped, without anything that is drawn."""
+
+
+class Problem(Protocol):
+    """What is fitted: `Views` here, or `adapt.Sentences`."""
+
+    @property
+    def value(self) -> Tensor:
+        """All ratings [m]."""
+
+    def stage(self, recipe: Recipe, fitted: Tensor, device: torch.device) -> Stage:
+        """A model before its first step that is to be fitted on the ratings in `fitted`."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """The problem of LEVI: tower and heads on prepared views."""
+
+    prepared: Prepared
+
+    @property
+    def value(self) -> Tensor:
+        """All ratings [m]."""
+        return self.prepared.features.value
+
+    def stage(self, recipe: Recipe, fitted: Tensor, device: torch.device) -> ViewStage:
+        """A new model, for which only entities of the `fitted` ratings have ids."""
+        model = new_model(self.prepared, recipe, self.value[fitted]).to(device)
+        return ViewStage(model, self.prepared.features, self.prepared.features.known_ids(fitted), recipe)
+
+
+@dataclass(frozen=True)
+class ViewStage:
+    """A LEVI model and the ids that it knows."""
+
+    model: Network
+    features: Features
+    ids: tuple[Tensor, Tensor]
+    """Id-embedding row of each user and item, 0 where it was not in training."""
+    recipe: Recipe
+
+    def loss(self, forward: Forward, rows: Tensor) -> Tensor:
+        """The heads' loss with a share of the ids hidden."""
+        batch = self.features.batch(rows, self.ids)
+        hidden = hide(batch.ids[0], self.recipe.hide_user), hide(batch.ids[1], self.recipe.hide_item)
+        return self.model.loss(forward(batch._replace(ids=hidden)), self.features.value[rows])
+
+    def rate(self, rows: Tensor) -> Tensor:
+        """The weighted mean of the heads."""
+        return self.model.rating(predict(self.model, self.features, rows, self.ids))
+
+
 @dataclass(frozen=True)
 class Fitted:
     """The result of a fit."""
 
-    model: Levi
-    ids: tuple[Tensor, Tensor]
-    """Id-embedding row of each user and item, 0 where it was not in training."""
+    stage: Stage
     learning_rate: float
     epochs: int
     curve: tuple[float, ...]
@@ -59,7 +128,7 @@ class Fitted:
 class Fitter:
     """What every stage of one fit shares."""
 
-    prepared: Prepared
+    problem: Problem
     recipe: Recipe
     bounds: tuple[float, float]
     accelerator: Accelerator
@@ -75,30 +144,42 @@ class Fitter:
         Raises:
             RunError: the loss became NaN or infinite; every checkpoint before that is kept.
         """
-        curves, seconds = {}, 0.0
-        for rate in self.recipe.learning_rate:
-            done = [self._stage(f"rate-{rate:g}-fold-{k}", fold, rate, None)[1] for k, fold in enumerate(folds)]
-            curves[rate] = tuple(np.mean([progress.curve for progress in done], axis=0).tolist())
-            seconds += sum(progress.seconds for progress in done)
-        rate = min(curves, key=lambda r: min(curves[r]))
-        epochs = 1 + int(np.argmin(curves[rate]))
-        if self.recipe.select == "random":
-            model, _ = self._stage(f"rate-{rate:g}-fold-0", folds[0], rate, None)
-            load_model(self.folder / f"rate-{rate:g}-fold-0" / BEST, model)
+        recipe, known = self.recipe, len(self.recipe.learning_rate) > 1
+        done = self._candidates(folds, recipe.learning_rate, recipe.trial if known else 0)
+        if known and recipe.trial:
+            done |= self._candidates(folds, [min(done, key=lambda rate: min(done[rate].curve))], 0)
+        rate = min(done, key=lambda r: (len(done[r].curve) < recipe.epochs, min(done[r].curve)))
+        curve, seconds = done[rate].curve, sum(progress.seconds for progress in done.values())
+        epochs = 1 + int(np.argmin(curve))
+        if recipe.select == "random":
+            stage, _ = self._stage(f"rate-{rate:g}-fold-0", folds[0], rate, None)
+            load_model(self.folder / f"rate-{rate:g}-fold-0" / BEST, stage.model)
+            self.accelerator.wait_for_everyone()  # the main process removes the file when it has finished
         else:
-            model, progress = self._stage("refit", Fold(train, None), rate, epochs)
+            stage, progress = self._stage("refit", Fold(train, None), rate, epochs)
             seconds += progress.seconds
-        ids = self.prepared.features.known_ids(train)
-        return Fitted(model.eval(), ids, rate, epochs, curves[rate], seconds)
+        stage.model.eval()
+        return Fitted(stage, rate, epochs, curve, seconds)
 
-    def _stage(self, name: str, fold: Fold, rate: float, stop: int | None) -> tuple[Levi, Progress]:
+    def _candidates(self, folds: Sequence[Fold], rates: Sequence[float], stop: int) -> dict[float, Progress]:
+        """Fit each rate on every fold, up to epoch `stop` (0: to the end); curves are means over the folds."""
+        out = {}
+        for rate in rates:
+            done = [self._stage(f"rate-{rate:g}-fold-{k}", fold, rate, stop or None)[1] for k, fold in enumerate(folds)]
+            curve = tuple(np.mean([progress.curve for progress in done], axis=0).tolist())
+            out[rate] = Progress(step=done[0].step, curve=curve, seconds=sum(progress.seconds for progress in done))
+        return out
+
+    def _stage(self, name: str, fold: Fold, rate: float, stop: int | None) -> tuple[Stage, Progress]:
         """Fit one model, or finish what an earlier attempt left; `stop` ends the schedule after so many epochs."""
-        recipe, features, accelerator = self.recipe, self.prepared.features, self.accelerator
+        recipe, problem, accelerator = self.recipe, self.problem, self.accelerator
         folder = self.folder / name
-        known = features.known_ids(fold.fitted)
-        model = new_model(self.prepared, recipe, features.value[fold.fitted]).to(accelerator.device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=recipe.weight_decay)
+        stage = problem.stage(recipe, fold.fitted, accelerator.device)
+        model = stage.model
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=recipe.weight_decay)
         wrapped, accelerated = accelerator.prepare(model, optimizer)
+        accelerator.wait_for_everyone()  # all see the same checkpoint, or none
         checkpoint = folder / "checkpoint.safetensors"
         progress = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else Progress()
         steps = max(1, len(fold.fitted) // recipe.batch)  # an incomplete last batch waits for the next epoch's order
@@ -107,18 +188,20 @@ class Fitter:
         for step, rows in track(self._batches(fold.fitted, steps, progress.step, last), last - progress.step, name):
             optimizer.param_groups[0]["lr"] = rate * one_cycle((step + 0.5) / (recipe.epochs * steps))
             torch.manual_seed(mixed_seed(recipe.seed, step, accelerator.process_index))
-            batch = features.batch(rows, known)
-            hidden = hide(batch.ids[0], recipe.hide_user), hide(batch.ids[1], recipe.hide_item)
             model.train()
-            loss = model.loss(wrapped(batch._replace(ids=hidden)), features.value[rows])
-            if not loss.isfinite():
-                raise RunError(f"{folder}: the loss is {loss.item()} at step {step}; try a lower --learning-rate")
             accelerated.zero_grad()
-            accelerator.backward(loss)
+            with enough_memory(f"{folder}: step {step}"):
+                for part in rows.chunk(recipe.accumulate):
+                    loss = stage.loss(wrapped, part) * (len(part) / len(rows))
+                    if not loss.isfinite():
+                        raise RunError(
+                            f"{folder}: the loss is {loss.item()} at step {step}; try a lower --learning-rate"
+                        )
+                    accelerator.backward(loss)
             accelerated.step()
             epoch_over, curve = (step + 1) % steps == 0, progress.curve
             if epoch_over and fold.held_out is not None:
-                error = self._validate(model, fold.held_out, known)
+                error = self._validate(stage, fold.held_out)
                 if not math.isfinite(error):
                     raise RunError(f"{folder}: validation gives {error} after step {step}; try a lower --learning-rate")
                 if error < min(curve, default=math.inf) and accelerator.is_main_process:
@@ -130,7 +213,8 @@ class Fitter:
                 if accelerator.is_main_process:
                     save_checkpoint(checkpoint, model, optimizer, progress)
                 saved = now
-        return model, progress
+        accelerator.wait_for_everyone()  # until the main process has written what it keeps
+        return stage, progress
 
     def _batches(self, fitted: Tensor, steps: int, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
         """Steps from `first` on with this process' share of their ratings; an epoch's order follows from its number."""
@@ -141,26 +225,76 @@ class Fitter:
             for step in range(max(first - epoch * steps, 0), min(last - epoch * steps, steps)):
                 yield epoch * steps + step, shuffled[step * size : (step + 1) * size][rank::processes]
 
-    def _validate(self, model: Levi, rows: Tensor, known: tuple[Tensor, Tensor]) -> float:
-        rating = model.rating(predict(model, self.prepared.features, rows, known)).clamp(*self.bounds)
-        return float((rating - self.prepared.features.value[rows]).square().double().mean().sqrt())
+    def _validate(self, stage: Stage, rows: Tensor) -> float:
+        rating = stage.rate(rows).clamp(*self.bounds)
+        return float((rating - self.problem.value[rows]).square().double().mean().sqrt())
+
+
+def fit_by_sampling(
+    prepared: Prepared, recipe: Recipe, bounds: tuple[float, float], train: Tensor, folds: Sequence[Fold]
+) -> Fitted:
+    """Fit heads that are sampled, not descended to: there is no learning rate and no epoch to choose.
+
+    The model of one random fold is kept; grouped folds only tell what it is worth, and it is fitted again on `train`.
+    """
+    began, features, errors = time.monotonic(), prepared.features, []
+
+    def sampled(rows: Tensor, label: str) -> ViewStage:
+        model = new_model(prepared, recipe, features.value[rows]).to(rows.device)
+        assert isinstance(model, BilinearLevi)
+        sample_heads(model, features, rows.cpu().numpy(), recipe.seed, label)
+        return ViewStage(model.eval(), features, features.known_ids(rows), recipe)
+
+    for k, fold in enumerate(folds):
+        assert fold.held_out is not None
+        stage = sampled(fold.fitted, f"fold {k}")
+        error = stage.rate(fold.held_out).clamp(*bounds) - features.value[fold.held_out]
+        errors.append(float(error.square().double().mean().sqrt()))
+    if recipe.select != "random":
+        stage = sampled(train, "refit")
+    size = prepared.shape.size
+    assert isinstance(size, FactorSize)
+    return Fitted(
+        stage=stage,
+        learning_rate=0.0,
+        epochs=size.sampling.burn_in + size.sampling.samples,
+        curve=(float(np.mean(errors)),),
+        seconds=time.monotonic() - began,
+    )
+
+
+@contextmanager
+def enough_memory(where: str) -> Iterator[None]:
+    """Say what to reduce when a device or the machine has no memory left.
+
+    Raises:
+        RunError: in place of torch's report.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("(out of|not enough) memory", str(error)):
+            raise
+        raise RunError(f"{where}: out of memory; reduce --batch, or raise --accumulate") from None
 
 
 @torch.inference_mode()
-def predict(model: Levi, features: Features, rows: Tensor, ids: tuple[Tensor, Tensor], size: int = 16_384) -> Tensor:
+def predict(model: Network, features: Features, rows: Tensor, ids: tuple[Tensor, Tensor], size: int = 16_384) -> Tensor:
     """Head ratings [len(rows), n], unclipped, of the ratings in `rows`."""
     model.eval()
     return torch.cat([model(features.batch(part, ids)) for part in torch.split(rows, size)])
 
 
-def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Levi:
+def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Network:
     """A model before its first step: seeded initial weights, the data's projections, layer weights and mean rating."""
     torch.manual_seed(recipe.seed)
-    model = Levi(prepared.shape)
+    sampled = isinstance(prepared.shape.size, FactorSize)
+    model: Network = BilinearLevi(prepared.shape) if sampled else Levi(prepared.shape)
     for projection, state in zip(model.projections(), prepared.projections, strict=True):
         projection.load_state_dict(state)
     model.weights.copy_(torch.tensor(head_weights(recipe, prepared.shape.layers)))
-    model.center.fill_(float(ratings.double().mean()))
+    center = ratings.double().mean()
+    model.center.fill_(float(center.logit() if prepared.shape.binary else center))
     return model
 
 

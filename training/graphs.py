@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from levi_serve.bundle import tensors
 from training.backbones import MAX_TOKENS, pooled
-from training.model import Levi, Projection
+from training.model import Levi, Network, Projection
+
+BACKBONE = "backbone/"
+"""What names of the backbone's nodes begin with."""
 
 
 class JoinGraph(nn.Module):
@@ -24,7 +27,7 @@ class JoinGraph(nn.Module):
     inputs, outputs = tensors.JOIN, tensors.RATINGS
     stored = tensors.JOIN
 
-    def __init__(self, model: Levi, bounds: tuple[float, float]) -> None:
+    def __init__(self, model: Network, bounds: tuple[float, float]) -> None:
         super().__init__()
         self.model, self.bounds = model, bounds
 
@@ -39,7 +42,7 @@ class EncoderGraph(nn.Module):
     inputs, outputs = tensors.ENCODER, tensors.ROW
     stored: tuple[str, ...] = ()
 
-    def __init__(self, model: Levi, encoder: nn.Module) -> None:
+    def __init__(self, model: Network, encoder: nn.Module) -> None:
         super().__init__()
         self.model, self.encoder = model, encoder
 
@@ -123,13 +126,17 @@ def write_onnx(graph: Graph, examples: tuple[Tensor, ...], path: Path) -> None:
 
 def _finish(path: Path, one: tuple[str, ...]) -> None:
     """Open the batch axis of the inputs that were traced as `one`: torch cannot trace an axis that is 1 or B, but ONNX
-    broadcasts as torch does. Notes of the exporter, such as the paths of sources, are dropped.
+    broadcasts as torch does. Nodes of the backbone get its name. The exporter's notes, such as paths of sources, go.
     """
     model = onnx.load(path)
     for tensor in model.graph.input:
         if tensor.name in one:
             tensor.type.tensor_type.shape.dim[0].dim_param = "one_or_batch"
             del model.graph.value_info[:]  # shapes that followed from the one
+    for node in model.graph.node:
+        scopes = [p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"]
+        if scopes and scopes[0].startswith("['', 'encoder"):
+            node.name = f"{BACKBONE}{node.name}"
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
         part.ClearField("metadata_props")
     onnx.save(model, path)

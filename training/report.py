@@ -59,4 +59,5 @@ def head_table(evaluation: Evaluation) -> Table:
 def _cells(error: Error | None) -> tuple[str, str]:
     if error is None:
         return "–", "–"
-    return f"{error.rmse:.4f} [{error.low:.3f}, {error.high:.3f}]", f"{error.mae:.4f}"
+    right = "" if error.accuracy is None else f", {error.accuracy:.1%} right"
+    return f"{error.rmse:.4f} [{error.low:.3f}, {error.high:.3f}]", f"{error.mae:.4f}{right}"

@@ -19,20 +19,23 @@ from torch import Tensor
 from levi_serve.bundle import Int64Array
 from levi_serve.bundle.schema import Frozen
 from levi_serve.bundle.tokens import Tokenizer
+from training.adapt import adapt, adapted_backbone
 from training.backbones import Backbone, load_backbone
 from training.checkpoint import load_model, save_model, write_json
 from training.datasets import load
-from training.datasets.dataset import Dataset, with_item_text
+from training.datasets.dataset import Dataset, with_content, with_item_text
 from training.errors import UsageError
 from training.features import Prepared, prepare
-from training.fit import Fitter, Fold, head_weights, new_model
-from training.model import SIZES, Levi
+from training.fit import Fitter, Fold, Views, fit_by_sampling, head_weights, new_model
+from training.model import SIZES, FactorSize, Network
 from training.options import Device, Options
-from training.splits import Split, genre_folds, item_folds, split
+from training.splits import Split, genre_folds, item_folds, sampled, split
 
 RECORD = "run.json"
 PARAMETERS = "model.safetensors"
 PLAN = "plan.json"
+ADAPTED = "adapted"
+"""Folder of the adapted backbone inside a run's."""
 STAGES = "stages"
 FOLDS = 5
 """Item-disjoint validation folds."""
@@ -56,6 +59,8 @@ class Plan(Frozen):
 class Record(Plan):
     """run.json: written last, so a folder that holds one is a finished run."""
 
+    adapted_hash: str = ""
+    """Fingerprint of the adapted backbone, if it was adapted."""
     learning_rate: float
     epochs: int
     curve: tuple[float, ...]
@@ -76,7 +81,7 @@ class Run:
     split: Split
     backbone: Backbone | None
     prepared: Prepared
-    model: Levi
+    model: Network
     ids: tuple[Tensor, Tensor]
     """Id-embedding row of each user and item, 0 where it was not in training."""
 
@@ -110,24 +115,40 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
         UsageError: `out` holds a run with other options or other data; the options do not fit data or backbone.
         RunError: the loss became infinite or NaN.
     """
-    dataset = with_item_text(load(options.dataset, options.data), options.item_text)
-    parts = split(dataset, options.seed)
+    dataset, whole_hash, parts = _load(options, options.data)
     fold_rows = _folds(dataset, parts, options)
     backbone = None if options.views == "none" else load_backbone(options.backbone)
     head_weights(options, backbone.layers if backbone else 1)  # refused now, before anything is written
-    plan = Plan(
-        options=options, data_hash=data_hash(dataset), backbone_hash="" if backbone is None else backbone.fingerprint
-    )
+    plan = Plan(options=options, data_hash=whole_hash, backbone_hash="" if backbone is None else backbone.fingerprint)
     accelerate = accelerator(device)
-    with accelerate.main_process_first():  # the others find the plan made and the views computed
+    with accelerate.main_process_first():  # the others find the plan made
         if (finished := _claim(out, plan)) is not None:
             return finished
-        prepared = prepare(dataset, parts.train, backbone, options.views, SIZES[options.size], cache, accelerate.device)
+    if backbone is not None and options.adapt != "none":
+        recipe = options.adapting
+        adapt(dataset, parts, backbone, options.adapt, options.views, recipe, out / ADAPTED, cache, accelerate)
+        backbone = adapted_backbone(backbone, out / ADAPTED)
+    with accelerate.main_process_first():  # the others find the views computed
+        prepared = prepare(
+            dataset,
+            parts.train,
+            backbone,
+            options.views,
+            SIZES[options.size],
+            cache,
+            accelerate.device,
+            options.variant,
+        )
     bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
     folds = [Fold(_rows(a, accelerate), _rows(b, accelerate)) for a, b in fold_rows]
-    fitted = Fitter(prepared, options, bounds, accelerate, out / STAGES).fit(_rows(parts.train, accelerate), folds)
+    train = _rows(parts.train, accelerate)
+    if isinstance(prepared.shape.size, FactorSize):
+        fitted = fit_by_sampling(prepared, options, bounds, train, folds)
+    else:
+        fitted = Fitter(Views(prepared), options, bounds, accelerate, out / STAGES).fit(train, folds)
     record = Record(
         **dict(plan),
+        adapted_hash=backbone.fingerprint if backbone is not None and options.adapt != "none" else "",
         learning_rate=fitted.learning_rate,
         epochs=fitted.epochs,
         curve=fitted.curve,
@@ -136,9 +157,9 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
         versions=versions(),
     )
     if accelerate.is_main_process:
-        save_model(out / PARAMETERS, fitted.model)
+        save_model(out / PARAMETERS, fitted.stage.model)
         write_json(out / RECORD, record.model_dump(mode="json"))
-        shutil.rmtree(out / STAGES)
+        shutil.rmtree(out / STAGES, ignore_errors=True)  # sampling leaves none
     return record
 
 
@@ -156,21 +177,37 @@ def open_run(folder: Path, cache: Path, device: Device, data: Path | None = None
     except ValidationError as error:
         raise UsageError(f"{folder / RECORD}: not a run record: {error.errors()[0]['msg']}") from None
     options = record.options
-    dataset = with_item_text(load(options.dataset, data or options.data), options.item_text)
-    parts = split(dataset, options.seed)
+    dataset, whole_hash, parts = _load(options, data or options.data)
     backbone = None if options.views == "none" else load_backbone(options.backbone)
-    now = Plan(
-        options=options, data_hash=data_hash(dataset), backbone_hash="" if backbone is None else backbone.fingerprint
-    )
+    now = Plan(options=options, data_hash=whole_hash, backbone_hash="" if backbone is None else backbone.fingerprint)
     if changed := now.differences(record):
         raise UsageError(f"{folder}: {'; '.join(changed)} since the fit")
+    if backbone is not None and options.adapt != "none":
+        backbone = adapted_backbone(backbone, folder / ADAPTED)
+        if backbone.fingerprint != record.adapted_hash:
+            raise UsageError(f"{folder / ADAPTED}: the adapted backbone changed since the fit")
     target = accelerator(device).device
-    prepared = prepare(dataset, parts.train, backbone, options.views, SIZES[options.size], cache, target)
+    prepared = prepare(
+        dataset, parts.train, backbone, options.views, SIZES[options.size], cache, target, options.variant
+    )
     train = torch.from_numpy(parts.train).to(target)
     model = new_model(prepared, options, prepared.features.value[train])
     load_model(folder / PARAMETERS, model)
     ids = prepared.features.known_ids(train)
     return Run(folder, record, dataset, parts, backbone, prepared, model.to(target).eval(), ids)
+
+
+def _load(options: Options, data: Path | None) -> tuple[Dataset, str, Split]:
+    """The dataset, sampled if that was asked for; the hash of the whole one; the split."""
+    dataset = with_item_text(load(options.dataset, data), options.item_text)
+    if isinstance(SIZES[options.size], FactorSize):
+        if options.views != "entity" or options.variant != "levi" or dataset.binary:
+            raise UsageError(f"--size {options.size} rates by entity views alone; use --views entity and no --variant")
+        dataset = with_content(dataset)
+    parts, digest = split(dataset, options.seed), data_hash(dataset)
+    if options.sample is not None:
+        dataset, parts = sampled(dataset, parts, options.sample, options.seed)
+    return dataset, digest, parts
 
 
 def data_hash(dataset: Dataset) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from levi_serve.bundle import AnyArray, Int64Array
-from training.datasets.dataset import Dataset
+from training.datasets.dataset import Dataset, GivenShift, Ratings
 from training.errors import DataError
 
 _PARTS = ("train", "selection", "calibration", "test")
@@ -39,7 +39,8 @@ def split(dataset: Dataset, seed: int) -> Split:
     Part k of n ratings ends at its cumulative share of n, rounded half up: sizes differ from the shares by less than
     one rating. Raises DataError if a part would be empty.
     """
-    in_distribution = _id_items(dataset)[dataset.ratings.item]
+    shift = dataset.shift
+    in_distribution = shift.of == 0 if isinstance(shift, GivenShift) else _id_items(dataset)[dataset.ratings.item]
     id_rows = np.flatnonzero(in_distribution)
     ood = np.flatnonzero(~in_distribution)
     n = len(id_rows)
@@ -53,6 +54,26 @@ def split(dataset: Dataset, seed: int) -> Split:
                 "give more ratings or another shift"
             )
     return Split(**parts, ood=ood, slices=_slices(dataset, ood))
+
+
+def sampled(dataset: Dataset, parts: Split, most: int, seed: int) -> tuple[Dataset, Split]:
+    """The dataset with at most `most` random ratings of each part, and its split; slices keep their names."""
+    rng = np.random.default_rng(seed)
+    names = (*_PARTS, "ood")
+    kept = {name: np.sort(rng.permutation(getattr(parts, name))[:most]) for name in names}
+    rows = np.sort(np.concatenate(list(kept.values())))
+    place = {name: np.searchsorted(rows, chosen) for name, chosen in kept.items()}
+    slices = {
+        name: np.searchsorted(rows, chosen)
+        for name, members in parts.slices.items()
+        if len(chosen := np.intersect1d(members, kept["ood"]))
+    }
+    r = dataset.ratings
+    ratings = Ratings(r.user[rows], r.item[rows], r.value[rows], r.time[rows])
+    shift = dataset.shift
+    if isinstance(shift, GivenShift):
+        shift = replace(shift, of=shift.of[rows])
+    return replace(dataset, ratings=ratings, shift=shift), Split(**place, slices=slices)
 
 
 def item_folds(dataset: Dataset, train: Int64Array, k: int, seed: int) -> Iterator[tuple[Int64Array, Int64Array]]:
@@ -77,7 +98,7 @@ def genre_folds(dataset: Dataset, train: Int64Array) -> Iterator[tuple[str, Int6
     Held out are the ratings of `train` whose items have the value, fitted all others. Raises DataError if there is no
     shift or one of the two would be empty.
     """
-    if dataset.shift is None:
+    if dataset.shift is None or isinstance(dataset.shift, GivenShift):
         raise DataError(f"{dataset.name} has no shift whose values could be held out; use item folds")
     rows, values = _values(dataset.items[dataset.shift.attribute])
     for value in sorted(dataset.shift.id_values):
@@ -92,7 +113,7 @@ def genre_folds(dataset: Dataset, train: Int64Array) -> Iterator[tuple[str, Int6
 
 def _id_items(dataset: Dataset) -> AnyArray:
     """Which items are in distribution [items]."""
-    if dataset.shift is None:
+    if dataset.shift is None or isinstance(dataset.shift, GivenShift):
         return np.ones(len(dataset.items), bool)
     rows, values = _values(dataset.items[dataset.shift.attribute])
     is_id = np.zeros(len(dataset.items), bool)
@@ -104,6 +125,9 @@ def _id_items(dataset: Dataset) -> AnyArray:
 def _slices(dataset: Dataset, ood: Int64Array) -> dict[str, Int64Array]:
     if dataset.shift is None:
         return {}
+    if isinstance(dataset.shift, GivenShift):
+        parts = {name: ood[dataset.shift.of[ood] == k] for k, name in enumerate(dataset.shift.names, start=1)}
+        return {name: rows for name, rows in parts.items() if len(rows) >= dataset.shift.min_ratings}
     item, items = dataset.ratings.item[ood], len(dataset.items)
     rows, values = _values(dataset.items[dataset.shift.attribute])
     coded = values.dictionary_encode()

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-# From 1.29 on the official builds report models and runs to Microsoft unless this is set before they are loaded.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime as ort
-
 from levi_serve.bundle import AnyArray
 from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.manifest import BundleError
+from levi_serve.bundle.runtime import ort
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# TF32 keeps 10 bits: ratings would not be the CPU's. Whoever wants speed exports in fp16.
+_CHOICES: dict[str, list[Any]] = {
+    "cpu": [_PROVIDERS["cpu"]],
+    "cuda": [(_PROVIDERS["cuda"], {"use_tf32": "0"}), _PROVIDERS["cpu"]],
+}
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 _ERRORS_ONLY = 3
 
@@ -50,6 +50,8 @@ class Tensor:
 class Graph:
     """A loaded graph. Runs are safe from several threads and give the same numbers for the same batch."""
 
+    waits = False
+
     def __init__(
         self, path: Path, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Device, threads: int
     ) -> None:
@@ -70,6 +72,10 @@ class Graph:
         """The outputs for one batch, in the order that the constructor was given."""
         return list(self._session.run(self._outputs, feeds))
 
+    def close(self) -> None:
+        """Give the memory back now, and not when the garbage collector comes by; nothing can be run any more."""
+        self._session = None
+
 
 def _open(path: Path, device: Device, threads: int) -> Any:
     provider = _PROVIDERS[device]
@@ -85,7 +91,7 @@ def _open(path: Path, device: Device, threads: int) -> Any:
     # Threads that spin while they wait take the core from the event loop and make an idle server busy.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = ort.InferenceSession(str(path), options, providers=list(dict.fromkeys([provider, _PROVIDERS["cpu"]])))
+        session = ort.InferenceSession(str(path), options, providers=_CHOICES[device])
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions have no common base of their own
         raise BundleError(f"{path}: ONNX Runtime cannot load it: {' '.join(str(error).split())}") from None
     if provider not in session.get_providers():

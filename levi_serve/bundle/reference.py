@@ -63,7 +63,7 @@ class Reference:
     @property
     def size(self) -> int:
         """Ratings N that it was measured on."""
-        return int(self.sizes[0])
+        return round(float(self.sizes[0]))
 
 
 def measure(
@@ -139,7 +139,7 @@ def read_reference(folder: Path, model: str, layers: int, support: bool) -> Refe
     """
     path = folder / FILE
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             facts = json.loads(str(stored[_FACTS]))
             reference = Reference(
                 scorer=Scorer(stored["linear"], stored["center"]),

@@ -9,6 +9,9 @@ ENCODER = ("input_ids", "attention_mask", "embedding", "codes", "side")
 PAIR = ("input_ids", "attention_mask", "user_row", "user_codes", "item_row", "item_codes")
 """Pair views, `levi`: tokens [B, T] and mask, each side's id embedding and bias [B, E + 1] and codes [B, C]."""
 
+MASK = "attention_mask"
+"""The one tensor that tells tokens (1) from padding (0)."""
+
 RATINGS = ("head_ratings", "rating")
 """Outputs of `levi`: [B, n] unclipped and [B], their weighted mean, clipped."""
 

@@ -92,7 +92,10 @@ class MonitorCollector(Collector):
     def _errors(self, record: Record) -> Iterator[Metric]:
         reference = self._monitor.reference
         live = head_ratings(record)
-        shown = [("reference_mean", "Mean of a head's ratings in distribution.", reference.heads[0])]
+        shown = [
+            ("reference_mean", "Mean of a head's ratings in distribution.", reference.heads[0]),
+            ("reference_deviation", "Standard deviation of a head's ratings in distribution.", reference.heads[1]),
+        ]
         if live is not None:
             shown += [
                 ("rating_mean", "Recent mean of a head's ratings.", live[0]),

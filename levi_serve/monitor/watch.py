@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +25,20 @@ log = logging.getLogger("levi")
 
 LONGEST = 64 * BLOCK
 """Predictions after which a block ends even if they were of fewer than BLOCK users."""
+_NOTED = 8 * BLOCK
+"""Predictions after which what is only shown is handed over even if the block is not full."""
 _EDGES = np.array(DISAGREEMENT, np.float32)
+
+
+class _Batch(NamedTuple):
+    """What `Monitor.observe` is given."""
+
+    users: Sequence[Hashable]
+    scores: AnyArray
+    heads: DoubleArray
+    usable: BoolArray
+    trained_users: BoolArray
+    trained_items: BoolArray
 
 
 class Monitor:
@@ -53,6 +68,10 @@ class Monitor:
         self._new = NEW[0] in detector.streams.scores
         self._heads = reference.heads.shape[1]
         self._watched = Watched.nothing(self._heads)
+        self._lock = threading.Lock()  # backbones run in threads, metrics are read in the event loop
+        self._held: list[_Batch] = []
+        self._waiting = 0
+        """Predictions held."""
 
     def observe(
         self,
@@ -72,22 +91,37 @@ class Monitor:
             trained: [B] each, whether the user and the item were trained on.
 
         """
+        with self._lock:
+            self._held.append(_Batch(users, scores, heads, usable, *trained))
+            self._waiting += len(users)
+            # A few predictions by themselves cost nearly as much as a block: they wait until they may complete it.
+            if self._waiting >= BLOCK - len(self._seen):
+                self._take_in()
+                if len(self._seen) >= BLOCK or self._watched.predictions >= _NOTED:
+                    self._hand_over()
+
+    def _take_in(self) -> None:
+        """Count what is held."""
+        if not self._held:
+            return
         start = time.perf_counter()
+        users = [user for batch in self._held for user in batch.users]
+        scores, heads, usable, *trained = (np.concatenate(column) for column in list(zip(*self._held, strict=True))[1:])
+        self._held.clear()
+        n, self._waiting = self._waiting, 0
         seen = self._seen
         first = [i for i, user in enumerate(users) if not (user in seen or seen.add(user))]  # type: ignore[func-returns-value]
-        n = len(users)
         new = ~trained[0], ~trained[1]
         watched = self._watched
         if not usable.all():
-            scores = np.where(usable[:, None], scores, np.float32(np.nan))
+            scores[~usable] = np.nan
             heads = heads[usable]
         if first:
-            whole = len(first) == n
             s = self.reference.edges.shape[0]
-            self._counts[:s] += bin_counts(scores if whole else scores[first], self.reference.edges)
+            self._counts[:s] += bin_counts(scores[first], self.reference.edges)
             for row, side in enumerate(new, start=s):
                 if self._new:
-                    strangers = int(np.count_nonzero(side if whole else side[first]))
+                    strangers = int(np.count_nonzero(side[first]))
                     self._counts[row, -1] += strangers
                     self._counts[row, 0] += len(first) - strangers
         watched.predictions += n
@@ -100,11 +134,14 @@ class Monitor:
         watched.spread_sum += float(np.nansum(spreads))
         self._since += n
         watched.seconds += time.perf_counter() - start
-        if len(seen) >= BLOCK or watched.predictions >= BLOCK:
-            self.settle()
 
     def settle(self) -> None:
         """Hand over what was watched, and the block if it is full; another time, if another process is just at it."""
+        with self._lock:
+            self._take_in()
+            self._hand_over()
+
+    def _hand_over(self) -> None:
         start = time.perf_counter()
         full = len(self._seen) >= BLOCK or (self._since >= LONGEST and bool(self._seen))
         with self._state.try_change() as record:

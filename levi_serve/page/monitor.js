@@ -72,9 +72,10 @@ function bins(counts) {
   );
 }
 
-function facts({ estimated_rmse: estimated, id_rmse: inside, unknown }) {
+function facts({ estimated_rmse: estimated, id_rmse: inside, true_rmse: measured, unknown }) {
   const rows = [
     ["RMSE, estimated without labels", Number.isFinite(estimated) ? number(estimated, 3) : "not known yet"],
+    ...(Number.isFinite(measured) ? [["RMSE of predictions with feedback", number(measured, 3)]] : []),
     ["RMSE in distribution, measured", number(inside, 3)],
     ...Object.entries(unknown).map(([name, share]) => [`predictions with unknown ${spaced(name)}`, percent(share)]),
   ];

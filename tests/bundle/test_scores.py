@@ -1,4 +1,4 @@
-"""levi_serve.bundle.scores: spread and quantiles by hand."""
+"""levi_serve.bundle.scores: scores, quantiles and bins by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from levi_serve.bundle.scores import MAX_POINTS, quantile, spread, table
+from levi_serve.bundle.scores import BINS, MAX_POINTS, Scorer, bin_counts, bin_edges, names, quantile, spread, table
 
 
 def test_spread() -> None:
@@ -47,3 +47,61 @@ def test_table_is_thinned() -> None:
     assert thinned.tolist() == list(range(0, 3 * MAX_POINTS - 2, 3))
     assert thinned.dtype == np.float32
     assert quantile(thinned, np.array([7500.0])) == pytest.approx(0.25, abs=1e-4)
+
+
+def test_five_scores_by_hand() -> None:
+    """Four heads: spread, the late pair less the early pair, the mean, and both supports."""
+    heads = np.random.default_rng(0).normal(3, 1, (200, 4)).astype(np.float32)
+    scorer = Scorer.fitted(heads)
+    given = np.array([[1, 2, 4, 5], [3, 3, 3, 3]], np.float32)
+    found = scorer(given, (np.array([1, 2], np.float32), np.array([7], np.float32)))
+    assert names(support=True) == ("spread", "contrast", "depth_gap", "level", "support_user", "support_item")
+    np.testing.assert_allclose(found[:, 0], [np.sqrt(2.5), 0], atol=1e-5)
+    np.testing.assert_allclose(found[:, 2], [3, 0], atol=1e-5)
+    np.testing.assert_allclose(found[:, 3], [3, 3], atol=1e-5)
+    assert found[:, 4:].tolist() == [[1, 7], [2, 7]]
+    assert scorer(given).shape == (2, 4)
+
+
+def test_contrast_is_the_mahalanobis_distance() -> None:
+    """Contrast is the distance of the heads without their mean, in units of their covariance in distribution."""
+    rng = np.random.default_rng(0)
+    heads = (rng.normal(3, 1, (500, 1)) + rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4))).astype(np.float32)
+    off = heads.astype(np.float64) - heads.mean(1, keepdims=True)
+    away = off - off.mean(0)
+    expected = np.sqrt(np.einsum("bn,nm,bm->b", away, np.linalg.pinv(np.cov(off, rowvar=False), rcond=1e-6), away))
+    np.testing.assert_allclose(Scorer.fitted(heads)(heads)[:, 1], expected, rtol=2e-3)
+
+
+def test_a_shift_of_all_heads() -> None:
+    """A number added to all heads moves the level and nothing else."""
+    heads = np.random.default_rng(0).normal(3, 1, (200, 5)).astype(np.float32)
+    scorer = Scorer.fitted(heads)
+    np.testing.assert_allclose(scorer(heads + 2) - scorer(heads), np.tile([0, 0, 0, 2.0], (200, 1)), atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_or_equal_heads(n: int) -> None:
+    """One head disagrees with nobody, and heads that never differed give finite scores, not NaN."""
+    heads = np.repeat(np.random.default_rng(0).normal(3, 1, (50, 1)), n, 1).astype(np.float32)
+    found = Scorer.fitted(heads)(heads)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[:, [0, 2]], 0, atol=1e-5)
+    assert (found[:, 1] < 1).all()
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=80), st.lists(st.integers(-1, 7), min_size=1, max_size=9))
+def test_bins_are_those_of_mid_quantiles(values: list[int], asked: list[int]) -> None:
+    """Whatever the ties, the bin of a value is that of its mid-quantile."""
+    reference = table(np.array(values, np.float32))
+    scores = np.array(asked, np.float32)[:, None]
+    expected = np.floor(BINS * (quantile(reference, scores[:, 0]) + 1e-6)).astype(int).clip(0, BINS - 1)
+    found = bin_counts(scores, bin_edges(reference)[None])
+    assert found[0].tolist() == np.bincount(expected, minlength=BINS).tolist()
+
+
+def test_bins_are_even_and_nan_is_beyond() -> None:
+    """Each bin holds a twentieth of a reference without ties; NaN is in the last one."""
+    reference = table(np.arange(1000, dtype=np.float32))
+    assert bin_counts(reference[:, None], bin_edges(reference)[None]).tolist() == [[50] * BINS]
+    assert bin_counts(np.array([[np.nan]], np.float32), bin_edges(reference)[None])[0, -1] == 1

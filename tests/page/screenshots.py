@@ -1,6 +1,6 @@
 """Pictures of the page for the documentation, of a running server as it is at this moment.
 
-python -m tests.page.screenshots --url http://127.0.0.1:8000     # writes docs/page-light.png, docs/page-phone-dark.png
+python -m tests.page.screenshots --url http://127.0.0.1:8000     # writes docs/page-*.png
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PICTURES: dict[str, dict[str, Any]] = {
     "page-light": {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"},
+    "page-dark": {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"},
     "page-phone-dark": {
         "viewport": {"width": 360, "height": 740},
         "color_scheme": "dark",
@@ -41,7 +42,7 @@ class Screenshots(Command):
     out: Path = Field(Path("docs"), description="Folder of the pictures.")
 
     def __call__(self) -> None:
-        """Write both."""
+        """Write all."""
         executable = program("chromium-headless-shell", "chromium")
         with package("playwright.sync_api").sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=executable, args=[*FLAGS])

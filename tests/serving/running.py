@@ -18,6 +18,7 @@ from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
 from levi_serve.live import Live
 from levi_serve.metrics import Metrics
 from levi_serve.predictor import GivenPair, PairReader
+from levi_serve.rollout import Rollout
 from levi_serve.settings import ServeSettings
 from levi_serve.store import Store, TableStore
 from levi_serve.versions import Version
@@ -37,6 +38,7 @@ class RunningApp:
         self.metrics = Metrics()
         self.live = Live(self.metrics)
         self.app: FastAPI = build_app(settings, self.live, self.metrics)
+        self.rollout: Rollout = self.app.state.rollout
         self.loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._lifespan = self.app.router.lifespan_context(self.app)

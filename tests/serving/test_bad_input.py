@@ -229,7 +229,7 @@ def test_query_of_a_post(app: RunningApp) -> None:
     assert set(complaints(answer)) == {"user"}
 
 
-@pytest.mark.parametrize("path", ["/predict/", "/Predict", "/v2/models", "/%00", "/../etc/passwd"])
+@pytest.mark.parametrize("path", ["/predict/", "/Predict", "/v3/models", "/%00", "/../etc/passwd"])
 def test_unknown_path(app: RunningApp, path: str) -> None:
     """A path that is not there is a 404 in the same shape, without a redirect."""
     problem(app.get(path), 404, "not-found")

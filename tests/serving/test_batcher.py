@@ -618,6 +618,57 @@ def test_observes_size_duration_and_wait(clock: Clock) -> None:
     play(scenario)
 
 
+def test_what_is_shed(clock: Clock) -> None:
+    """Each item that nobody gets an answer to is reported once with the reason: no room, no time before its run or
+    after it, or a caller that has gone. What is answered or fails is not shed.
+    """
+
+    async def scenario() -> None:
+        shed: list[tuple[str, int]] = []
+        run = Gated()
+        lane = Batcher[int, int](run, Turns(4), 5, lambda *_: None, shed=lambda *told: shed.append(told))
+        first = lane.put([1, 2], clock.now + 10, lambda _: None)
+        await turn()
+        lane.put([3, 4], clock.now + 5, lambda _: None)
+        gone = lane.put([5, 6, 7], math.inf, lambda _: None)
+        with pytest.raises(OverloadedError):
+            lane.put([8], math.inf, lambda _: None)
+        gone.cancel()
+        gone.cancel()
+        assert shed == [("full", 1), ("gone", 3)]
+        clock.now += 11
+        run.open()
+        await turn()
+        first.cancel()
+        assert shed[2:] == [("late", 2), ("late", 2)]
+        assert await lane.submit([10]) == [100]
+        assert len(shed) == 4
+        await lane.close()
+
+    play(scenario)
+
+
+def test_a_caller_that_leaves_is_shed() -> None:
+    """A cancelled `submit` reports its items as gone; one whose time is over while it waits, as late."""
+
+    async def scenario() -> None:
+        shed: list[tuple[str, int]] = []
+        run = Gated()
+        lane = Batcher[int, int](run, Turns(4), 5, lambda *_: None, shed=lambda *told: shed.append(told))
+        leaving = asyncio.ensure_future(lane.submit([1, 2, 3]))
+        await turn()
+        leaving.cancel()
+        await turn()
+        assert shed == [("gone", 3)]
+        with pytest.raises(DeadlineError):
+            await lane.submit([4, 5], perf_counter() + 0.01)
+        assert shed == [("gone", 3), ("late", 2)]
+        run.open()
+        await lane.close()
+
+    play(scenario)
+
+
 class BatchError(Exception):
     """A whole run failed."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from .conftest import settings
 from .running import Gate, RunningApp
-from .toy import Toy
+from .toy import Toy, tokens
 
 
 def test_new_entities_do_not_hold_up_known_ones(entity_toy_repository: Path) -> None:
@@ -85,3 +86,30 @@ def test_requests_share_runs(entity_toy_repository: Path) -> None:
 
         app.run(crowd())
         assert [len(batch) for batch in gate.batches] == [1, 1, 1, 1, 20]
+
+
+def test_stages_of_new_entities(toy: Toy, toy_repository: Path) -> None:
+    """One request with two new movies is tokenised once and runs through the graph; its tokens and the padding of the
+    shorter sentence are counted.
+    """
+    with RunningApp(settings(toy_repository)) as app:
+        before = counted(app)
+        movies: list[Any] = [{"title": "A"}, {"title": "A longer title"}]
+        app.post([{"user": 138, "movie": movie} for movie in movies])
+        after = counted(app)
+        told = [toy.sentences(138, movie)[-1] for movie in movies]
+    lengths = [len(tokens(sentence)) for sentence in told]
+    tokenising, backbone = ("tokenise", "score") if toy.views == "pair" else ("encode", "encode")
+    expected = {
+        f'levi_tokenise_duration_seconds_count{{lane="{tokenising}"}}': 1,
+        f'levi_infer_duration_seconds_count{{lane="{backbone}"}}': 1,
+        f'levi_tokens_total{{kind="real",lane="{backbone}"}}': sum(lengths),
+        f'levi_tokens_total{{kind="padding",lane="{backbone}"}}': max(lengths) - min(lengths),
+    }
+    assert {name: after[name] - before[name] for name in expected} == expected
+
+
+def counted(app: RunningApp) -> dict[str, float]:
+    """What /metrics says, by line."""
+    lines = [line.rpartition(" ") for line in app.get("/metrics").text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}

@@ -1,4 +1,4 @@
-"""The server over what the exporter really writes: a fitted model over a tiny BERT, with either views."""
+"""The server over what the exporter really writes: a fitted model over a tiny BERT, either views and either network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .conftest import settings
 from .running import RunningApp
 
 
-@pytest.fixture(scope="module", params=["entity_repository", "pair_repository"])
+@pytest.fixture(scope="module", params=["entity_repository", "pair_repository", "best_repository"])
 def exported(request: pytest.FixtureRequest) -> Path:
     """An exported model repository."""
     return request.getfixturevalue(request.param)

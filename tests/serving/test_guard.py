@@ -200,5 +200,9 @@ def test_over_a_socket(
     assert server.settled().status_code == 200
     assert server.http.get(GET).status_code == 401
     assert server.http.get(GET, headers={"authorization": "Bearer wrong"}).status_code == 401
-    assert server.http.get(GET, headers=GOOD).status_code == 200
+    answer = server.http.get(GET, headers=GOOD)
+    assert answer.status_code == 200
+    assert "x-request-id" not in answer.headers  # only the lean way gives none
+    assert "x-request-id" in server.http.get(GET, headers={"authorization": "Bearer wrong"}).headers
+    assert answer.content == server.http.get(GET, headers={**GOOD, "x-request-id": "1"}).content
     assert TOKEN not in server.text()

@@ -11,13 +11,17 @@ from dataclasses import fields
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from levi_serve.metrics import Metrics, forget_worker
+from levi_serve.monitor.streams import BLOCK
 from levi_serve.store import Counts
 
 from .conftest import ROOT
+from .running import RunningApp
+from .toy import HEADS
 
 DURATION = "levi_http_request_duration_seconds"
 
@@ -57,7 +61,8 @@ def test_requests(make: Callable[[], Metrics]) -> None:
 def test_counters(make: Callable[[], Metrics]) -> None:
     """What may happen is there from the start as zero, and counts."""
     metrics = make()
-    expected = {("levi_errors_total", "problem", problem) for problem in ("overloaded", "deadline", "not-ready")}
+    problems = ("overloaded", "deadline", "not-ready", "row-unavailable", "model-output", "internal")
+    expected = {("levi_errors_total", "problem", problem) for problem in problems}
     expected |= {("levi_store_lookups_total", "tier", field.name) for field in fields(Counts)}
     expected |= {("levi_redis_errors_total", "kind", kind) for kind in ("call", "write", "dropped")}
     expected |= {("levi_degraded_total", "side", side) for side in ("user", "item")}
@@ -84,7 +89,7 @@ def test_batches_and_queues(make: Callable[[], Metrics]) -> None:
     metrics = make()
     observe = metrics.observe_batches("score")
     depth = 7
-    metrics.watch_queue("score", lambda: depth)
+    metrics.watch_queue("score", lambda: depth, 100)
     observe(3, 0.02, 0.3)
     observe(4, 0.02, 0.3)
     assert value(metrics, "levi_batch_size_sum", lane="score") == 7
@@ -93,6 +98,34 @@ def test_batches_and_queues(make: Callable[[], Metrics]) -> None:
     assert value(metrics, "levi_queue_depth", lane="score") == 7
     depth = 2
     assert value(metrics, "levi_queue_depth", lane="score") == 2
+
+
+def test_stages(make: Callable[[], Metrics]) -> None:
+    """Tokenising and the graph are timed apart; tokens are counted beside those that only fill a batch up."""
+    metrics = make()
+    metrics.observe_tokenising("encode")(0.5)
+    metrics.observe_inference("encode")(0.25)
+    count = metrics.count_tokens("encode")
+    count(np.array([[1, 1, 1, 1], [1, 0, 0, 0]]))
+    count(np.array([[1, 1]]))
+    assert value(metrics, "levi_tokenise_duration_seconds_sum", lane="encode") == 0.5
+    assert value(metrics, "levi_infer_duration_seconds_sum", lane="encode") == 0.25
+    assert value(metrics, "levi_tokens_total", lane="encode", kind="real") == 7
+    assert value(metrics, "levi_tokens_total", lane="encode", kind="padding") == 3
+
+
+def test_sheds(make: Callable[[], Metrics]) -> None:
+    """Each lane tells from the start how many items it may keep waiting and how many it has given up, and why."""
+    metrics = make()
+    shed = metrics.count_shed("score")
+    metrics.watch_queue("score", lambda: 0, 64)
+    assert value(metrics, "levi_queue_limit", lane="score") == 64
+    assert value(metrics, "levi_shed_items_total", lane="score", reason="gone") == 0
+    shed("full", 3)
+    shed("full", 1)
+    shed("late", 5)
+    assert value(metrics, "levi_shed_items_total", lane="score", reason="full") == 4
+    assert value(metrics, "levi_shed_items_total", lane="score", reason="late") == 5
 
 
 def test_states(make: Callable[[], Metrics]) -> None:
@@ -130,15 +163,76 @@ def test_series_are_few(make: Callable[[], Metrics]) -> None:
             metrics.request(route, method, status, 0.001)
     for i in range(1000):
         metrics.request("unmatched", f"METHOD{i}", "404", 0.001)
-    for lane in ("score", "encode", "tokenise"):
+    assert len(metrics._observers) == 81
+    for lane in ("score", "encode", "recommend", "tokenise"):
         metrics.observe_batches(lane)(1, 0.001, 0.001)
-        metrics.watch_queue(lane, lambda: 0)
+        metrics.observe_tokenising(lane)
+        metrics.observe_inference(lane)
+        metrics.count_tokens(lane)
+        metrics.count_shed(lane)
+        metrics.watch_queue(lane, lambda: 0, 1)
     metrics.serving("levi", 1, "entity")
     found = samples(metrics.text().decode())
     series = [name for name, _ in found if not name.startswith(DURATION)]
-    assert len(series) < 200
+    assert len(series) < 500
     assert len(found) - len(series) == 81 * 19  # 80 combinations and `other`; 17 buckets, count and sum
     assert not [name for name, _ in found if name.endswith("_created")]
+
+
+METHODS = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "BREW"]
+PATHS = [
+    "/predict?user={0}&movie={0}",
+    "/predict?user=138&movie=357&{0}=1",
+    "/recommend?user={0}&k={0}",
+    "/recommend?user=138&k=2",
+    "/rank",
+    "/predict",
+    "/monitor/alarms/{0}/acknowledge",
+    "/v2/models/{0}/versions/{0}/infer",
+    "/page/{0}",
+    "/{0}",
+    "/metrics/{0}",
+    "/metrics?name={0}",
+    "/predict/..%2f{0}",
+    "/livez",
+    "/readyz",
+    "/info",
+    "/docs",
+    "/openapi.json",
+]
+BODIES = [
+    b"",
+    b"{",
+    b'{"pairs": [{"user": %d, "movie": %d}]}',
+    b'{"pairs": [{"user": {"age": %d}, "movie": {"title": "%d"}}]}',
+    b'{"user": %d, "items": [%d]}',
+]
+
+
+def test_a_hostile_client_adds_no_series(app: RunningApp) -> None:
+    """Every method, path, body and id that a client makes up lands in series that were there before: after one round
+    of everything, rounds with other names, ids and headers add none.
+    """
+
+    def round_of_everything(seed: int) -> None:
+        for i, (method, path, body) in enumerate(product(METHODS, PATHS, BODIES)):
+            word = f"{seed}{i:05}"
+            content = body % (int(word), int(word)) if b"%d" in body else body
+            headers = {"content-type": "application/json", "x-request-id": word, f"x-{word}": word, "host": f"h{word}"}
+            name = f"{method}{word}" if method == "BREW" else method
+            app.request(name, path.format(word), content=content, headers=headers)
+
+    def series() -> set[tuple[str, frozenset[tuple[str, str]]]]:
+        return set(samples(app.get("/metrics").text))
+
+    round_of_everything(1)
+    app.get("/metrics")
+    before = series()
+    round_of_everything(2)
+    round_of_everything(3)
+    assert series() == before
+    assert len(before) < 4000
+    assert not [label for _, labels in before for _, label in labels if re.search("[0-9]{6}", label)]
 
 
 def worker(shared: Path, number: int, program: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -155,7 +249,7 @@ def worker(shared: Path, number: int, program: str) -> dict[tuple[str, frozenset
 WORK = (
     "[m.request('/predict', 'GET', '200', 0.01) for _ in range({times})]; m.count_lookups()(Counts(cache={times}));"
     "m.watch_redis(lambda: {{}}, lambda: False); m.ready(True); m.serving('levi', 1, 'entity');"
-    "m.watch_queue('score', lambda: 10 * {times});"
+    "m.watch_queue('score', lambda: 10 * {times}, 1);"
     "m.observe_batches('score')(1, 0.1, 0.1)"
 )
 ANSWERED = (DURATION + "_count", frozenset({("route", "/predict"), ("method", "GET"), ("status", "200")}))
@@ -213,7 +307,7 @@ def test_processes(tmp_path: Path) -> None:
 def test_the_environment_does_not_decide(tmp_path: Path) -> None:
     """A variable that is meant for other programs neither moves a lone server's numbers nor breaks them."""
     code = (
-        "from levi_serve.metrics import Metrics; m = Metrics(); m.ready(True); m.watch_queue('score', lambda: 3);"
+        "from levi_serve.metrics import Metrics; m = Metrics(); m.ready(True); m.watch_queue('score', lambda: 3, 1);"
         "m.problem('deadline'); print(m.text().decode())"
     )
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
@@ -225,9 +319,13 @@ def test_the_environment_does_not_decide(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_documented() -> None:
+def test_documented(app: RunningApp) -> None:
     """docs/operations.md explains each metric, and none that does not exist."""
-    exposed = set(re.findall(r"^# TYPE (\S+)", Metrics().text().decode(), re.MULTILINE))
+    monitor, known = app.live.service.monitor, np.ones(BLOCK, np.bool_)
+    scores = np.zeros((BLOCK, len(monitor.reference.names)), np.float32)
+    monitor.observe(range(BLOCK), scores, np.ones((BLOCK, HEADS)), known, (known, known))
+    monitor.observe_errors(np.ones(1))
+    exposed = set(re.findall(r"^# TYPE (\S+)", app.get("/metrics").text, re.MULTILINE))
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `(levi_[a-z_]+)", text, re.MULTILINE))
     assert documented == {name for name in exposed if not name.startswith("levi_process_")} | {"levi_process_"}

@@ -140,10 +140,12 @@ def test_equal_new_entities_are_encoded_once(entity_toy_repository: Path) -> Non
     encoded: list[NewEntity] = []
 
     class Counting:
+        run = version.encoder.run
+
         @staticmethod
-        def rows(entities: Sequence[NewEntity]) -> Any:
+        def read(entities: Sequence[NewEntity]) -> Any:
             encoded.extend(entities)
-            return version.encoder.rows(entities)
+            return version.encoder.read(entities)
 
     engine = engine_over(version, encoder=Counting)
     shuffled = dict(reversed(NEW.items()))

@@ -35,7 +35,8 @@ def server(entity_toy_repository: Path, tmp_path_factory: pytest.TempPathFactory
     ],
 )
 def test_no_http(server: Process, sent: bytes) -> None:
-    """A 400 problem, and the line is closed."""
+    """A 400 problem, and the line is closed; it is counted like every other."""
+    before = malformed(server)
     with socket.create_connection((server.http.base_url.host, server.http.base_url.port), timeout=10) as line:
         line.sendall(sent)
         answer = b"".join(iter(lambda: line.recv(65536), b""))
@@ -51,3 +52,11 @@ def test_no_http(server: Process, sent: bytes) -> None:
     assert list(problem) == ["type", "title", "status", "detail", "errors"]
     assert (problem["type"], problem["status"]) == ("urn:levi:problem:malformed-http", 400)
     assert server.http.get("/livez").status_code == 200
+    assert malformed(server) == before + 1
+
+
+def malformed(server: Process) -> float:
+    """How often the metrics say that something was no HTTP."""
+    lines = server.http.get("/metrics").text.splitlines()
+    counts = [line.split()[-1] for line in lines if line.startswith('levi_errors_total{problem="malformed-http"}')]
+    return float(counts[0]) if counts else 0.0

@@ -104,15 +104,15 @@ def test_second_signal_ends_the_waiting(start: Start, entity_toy_repository: Pat
 
 
 def test_bad_bundle(start: Start, entity_toy_repository: Path, tmp_path: Path) -> None:
-    """With a changed byte in the newest version the process stays up, is not ready, and names the file in /readyz,
-    /info and the log; the version before it is not served instead.
+    """With a changed byte in the version that is to be served the process stays up, is not ready, and names the file
+    in /readyz, /info and the log; no other version is served instead.
     """
     repository = Path(shutil.copytree(entity_toy_repository, tmp_path / "repository"))
     rows = Toy("entity").write(repository, version=2) / "movies.rows.npy"
     content = bytearray(rows.read_bytes())
     content[-1] ^= 1
     rows.write_bytes(content)
-    server = start("--model-repo", str(repository), "--drain-s", "0")
+    server = start("--model-repo", str(repository), "--drain-s", "0", "--version", "2")
     answer = server.settled()
     assert answer.status_code == 503
     assert "levi/2/movies.rows.npy: checksum differs" in answer.json()["detail"]

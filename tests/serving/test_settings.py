@@ -51,11 +51,17 @@ def test_loopback_is_the_default() -> None:
     assert ServeSettings.model_fields["host"].default == "127.0.0.1"
 
 
-def test_version_is_latest_or_a_number() -> None:
-    """A version can be pinned by its number."""
-    settings = parse(Serve, "levi-serve", ["--version", "3"])
+@pytest.mark.parametrize("version", ["latest", "latest:2", "3", "1,3"])
+def test_versions(version: str) -> None:
+    """The newest, or some of them, or some by their numbers."""
+    settings = parse(Serve, "levi-serve", ["--version", version])
     assert isinstance(settings, Serve)
-    assert settings.version == 3
+    assert settings.version == version
+
+
+def test_what_is_no_version() -> None:
+    with pytest.raises(UsageError, match=r"--version .*: must be latest, latest:2 .the two newest., a version number"):
+        parse(Serve, "levi-serve", ["--version", "newest"])
 
 
 def test_token_from_environment_and_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def brought_up(repository: Path) -> Service:
     """Version 1, loaded and proven as the server does."""
 
     async def proven() -> Service:
-        service = await bring_up(settings(repository, version=1), Metrics())
-        await service.engine.close()
+        service = await bring_up(settings(repository), Metrics(), 1)
+        await service.close()
         return service
 
     return asyncio.run(proven())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from pydantic import ValidationError
 
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.schema import ANSWER_FIELDS, Attribute, Entity, Schema, Template
-from levi_serve.errors import InvalidRequestError, UnknownIdError
+from levi_serve.errors import Complaint, InvalidRequestError, UnknownIdError
 from levi_serve.predictor import GivenPair, Scores
 from levi_serve.store import Int8Array, State
+from levi_serve.versions import load
 from levi_serve.wire import Wire
 
 NOTHING = Template(clauses=())
@@ -36,9 +38,8 @@ def wire(user: Entity, item: Entity) -> Wire:
 def answers(wire: Wire, *pairs: GivenPair, state: tuple[Int8Array, Int8Array] | None = None) -> list[dict[str, object]]:
     """Some answers; users are new."""
     n = len(pairs)
-    scores = Scores(
-        np.full(n, 0.5), np.full((n, 2), [0.4, 0.6]), np.full(n, 0.1), np.full(n, 0.2), np.ones(n, np.bool_)
-    )
+    heads, watched = np.full((n, 2), [0.4, 0.6]), np.zeros((n, 4), np.float32)
+    scores = Scores(np.full(n, 0.5), heads, np.full(n, 0.1), np.full(n, 0.2), np.ones(n, np.bool_), watched)
     trained = np.zeros(n, np.bool_), np.ones(n, np.bool_)
     return [json.loads(answer) for answer in wire.answers(pairs, scores, trained, state)]
 
@@ -79,3 +80,38 @@ def test_answer_fields_are_all_there() -> None:
     first, second = answers(plain, GivenPair("u", 1), GivenPair("v", 2), state=degraded)
     assert set(first) == {"user", "item"} | ANSWER_FIELDS
     assert set(second) == set(first) - {"degraded"}
+
+
+@pytest.fixture(scope="module")
+def toy_wire(entity_toy_repository: Path) -> Wire:
+    """The toy's, with lists as long as a server allows unless told otherwise."""
+    version = load(entity_toy_repository, "levi", 1, "cpu", threads=1)
+    return Wire(version.manifest, version.examples[0], max_pairs=1000)
+
+
+KEYS = ",".join(f'"k{i}":0' for i in range(80_000))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"{{{KEYS}}}",
+        f'{{"pairs":[{{{KEYS}}}]}}',
+        f'{{"pairs":[{{"user":138,"movie":{{{KEYS}}}}}]}}',
+        '{"pairs":[' + ",".join('{"a":1,"b":2,"c":3,"d":4}' for _ in range(1000)) + "]}",
+    ],
+)
+def test_too_many_mistakes_are_not_listed(toy_wire: Wire, content: str) -> None:
+    """A body of nothing but unknown names is refused as a whole: to name each would keep all other requests waiting."""
+    with pytest.raises(InvalidRequestError) as caught:
+        toy_wire.body(content.encode())
+    complaint = Complaint("body", "has more than 5000 mistakes; /docs shows what is expected")
+    assert caught.value.complaints == (complaint,)
+
+
+def test_values_stop_at_the_first_wrong_one(toy_wire: Wire) -> None:
+    """Of a list of values the first wrong one is named, and the rest not looked at, however many there are."""
+    movie = {"genres": ["Drama", *range(200_000)]}
+    with pytest.raises(InvalidRequestError) as caught:
+        toy_wire.body(json.dumps({"pairs": [{"user": 138, "movie": movie}]}).encode())
+    assert [complaint.where for complaint in caught.value.complaints] == ["pairs[0].movie.genres[1]"]

@@ -372,7 +372,7 @@ def test_workers_share_the_cores(
     monkeypatch.setattr(app_module, "usable_cores", lambda: cores)
     chosen = settings(entity_toy_repository, workers=count).model_copy(update={"threads": None})
     with pytest.raises(BundleError, match="enough"):
-        asyncio.run(app_module.bring_up(chosen, Metrics()))
+        asyncio.run(app_module.bring_up(chosen, Metrics(), 1))
     assert given == [threads]
 
 

@@ -222,3 +222,11 @@ def test_token_limit(folder: Path, tmp_path: Path) -> None:
     backbone = load_backbone(str(write_t5(tmp_path / "t5")))
     assert backbone.tokenizer.max_tokens == backbones.MAX_TOKENS == 512
     assert [len(tokens) for tokens in backbone.tokenizer.encode(["star " * 600])] == [512]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_without_hidden_states(bert: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """A model that gives no hidden state, or not one for each layer, is refused."""
+    monkeypatch.setattr(backbones, "_states", lambda *_: (torch.zeros(1, 2, 16),) * count)
+    with pytest.raises(UsageError, match="gives no hidden state for each of its layers, which LEVI's heads read"):
+        load_backbone(str(bert))

@@ -18,10 +18,12 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from levi_serve.bundle import tensors
 from levi_serve.bundle.golden import GoldenEntity, read_golden
-from levi_serve.bundle.manifest import read_manifest
+from levi_serve.bundle.manifest import read_manifest, sha256
 from levi_serve.bundle.prompt import entity_sentence, pair_sentence
 from levi_serve.bundle.rated import Rated
+from levi_serve.bundle.reference import read_reference
 from levi_serve.bundle.rows import Table
+from levi_serve.bundle.scores import SUPPORT
 from levi_serve.bundle.tokens import Tokenizer
 from tests.tiny import fitted
 from training import export as module
@@ -80,13 +82,14 @@ def exported(request: pytest.FixtureRequest) -> Exported:
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(scope="module", params=["entity", "pair"])
-def exported_paper(
+@pytest.fixture(scope="module", params=[("paper", "entity"), ("paper", "pair"), ("best", "entity")])
+def exported_size(
     request: pytest.FixtureRequest, options: Options, cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
-    """An exported run of the paper's size, with either views."""
-    folder = tmp_path_factory.mktemp("paper")
-    changes = {"views": request.param, "size": "paper", "epochs": 1, "weights": "late"}
+    """An exported run of another size."""
+    folder = tmp_path_factory.mktemp("size")
+    size, views = request.param
+    changes = {"views": views, "size": size, "epochs": 1, "weights": "late"}
     run = fitted(options.model_copy(update=changes), folder / "run", cache)
     export(run, folder / "repository", "levi", 20)
     return Exported(run, folder / "repository")
@@ -138,9 +141,9 @@ def test_graphs_are_the_model(exported: Exported) -> None:
     is_the_model(exported)
 
 
-def test_graphs_are_the_model_in_the_papers_size(exported_paper: Exported) -> None:
+def test_graphs_are_the_model_in_the_papers_size(exported_size: Exported) -> None:
     """The same holds for the paper's size, with layers weighted unequally."""
-    is_the_model(exported_paper)
+    is_the_model(exported_size)
 
 
 def feeds_of(exported: Exported, users: np.ndarray, items: np.ndarray) -> dict[str, np.ndarray]:
@@ -186,9 +189,9 @@ def test_stored_rows_give_the_models_ratings(exported: Exported) -> None:
     check_stored_rows(exported)
 
 
-def test_stored_rows_give_the_models_ratings_in_the_papers_size(exported_paper: Exported) -> None:
+def test_stored_rows_give_the_models_ratings_in_the_papers_size(exported_size: Exported) -> None:
     """The same holds for the paper's size."""
-    check_stored_rows(exported_paper)
+    check_stored_rows(exported_size)
 
 
 def test_one_user_for_all_items(entity: Exported) -> None:
@@ -359,7 +362,6 @@ def test_manifest(exported: Exported) -> None:
     assert manifest.run["seed"] == 0
     assert manifest.run["backbone_hash"] == run.record.backbone_hash
     assert manifest.licences == {"data": run.dataset.licence, "backbone": "not stated by the model folder"}
-    assert manifest.score in np.load(exported.folder / "monitor.npz")
 
 
 def test_measured_errors(entity_run: Run, cache: Path, tmp_path: Path) -> None:
@@ -382,12 +384,23 @@ def test_tokenizer(exported: Exported) -> None:
 
 
 def test_calibration(exported: Exported) -> None:
-    """The reference of `spread` is the heads' standard deviation on the calibration part alone, sorted."""
+    """The monitor's reference is what the exported graph says of the calibration part alone, over rows as stored."""
     run = exported.run
-    heads = predict(run.model, run.prepared.features, torch.from_numpy(run.split.calibration), run.ids).numpy()
-    found = np.load(exported.folder / "monitor.npz")
-    assert found.files == ["spread"]
-    np.testing.assert_allclose(found["spread"], np.sort(heads.std(axis=1)), rtol=1e-5)
+    part, ratings = run.split.calibration, run.dataset.ratings
+    graph = exported.folder / "model.onnx"
+    found = read_reference(exported.folder, sha256(graph), 3, exported.views == "entity")
+    heads = predict(run.model, run.prepared.features, torch.from_numpy(part), run.ids).numpy()
+    np.testing.assert_allclose(found.tables["spread"], np.sort(heads.std(axis=1)), atol=2e-3)
+    np.testing.assert_allclose(found.heads[0], heads.mean(0), atol=2e-3)
+    error = heads.mean(1).clip(1, 5) - ratings.value[part]
+    assert found.rmse == pytest.approx(np.sqrt(np.square(error).mean()), abs=1e-3)
+    assert (found.size, found.seed) == (len(part), 0)
+    if exported.views == "entity":
+        for side, column in enumerate((ratings.user, ratings.item)):
+            ids = [(run.dataset.users, run.dataset.items)[side]["id"][int(i)].as_py() for i in column[part]]
+            table = exported.table(side)
+            stored = table.rows[table.find(ids), -1].astype(np.float32)
+            assert found.tables[SUPPORT[side]].tolist() == np.sort(stored).tolist()
 
 
 def test_golden(exported: Exported) -> None:

@@ -21,7 +21,7 @@ from training import fit as module
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.errors import RunError, UsageError
 from training.features import Features
-from training.fit import BEST, Fitted, Fitter, Fold, mixed_seed, new_model, one_cycle, predict
+from training.fit import BEST, Fitted, Fitter, Fold, Views, ViewStage, mixed_seed, new_model, one_cycle, predict
 from training.model import Levi
 from training.options import Recipe
 from training.run import Run, accelerator
@@ -36,7 +36,7 @@ RATES = (2e-3, 5e-3)
 @pytest.fixture
 def fitter(entity_run: Run, tmp_path: Path) -> Fitter:
     """A fit of three epochs over the tiny dataset."""
-    return Fitter(entity_run.prepared, RECIPE, entity_run.bounds, accelerator("cpu"), tmp_path / "stages")
+    return Fitter(Views(entity_run.prepared), RECIPE, entity_run.bounds, accelerator("cpu"), tmp_path / "stages")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def never_killed(entity_run: Run, fold: Fold, tmp_path_factory: pytest.TempPathF
     """What the same fit with two candidates comes to without a stop, and its stages' folder."""
     recipe = RECIPE.model_copy(update={"learning_rate": RATES})
     folder = tmp_path_factory.mktemp("whole")
-    return run(Fitter(entity_run.prepared, recipe, entity_run.bounds, accelerator("cpu"), folder), fold), folder
+    return run(Fitter(Views(entity_run.prepared), recipe, entity_run.bounds, accelerator("cpu"), folder), fold), folder
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +76,12 @@ def same_stages(one: Path, other: Path) -> bool:
 
 def same(one: Fitted, other: Fitted) -> bool:
     """Whether two fits ended with the same bits."""
-    states = one.model.state_dict(), other.model.state_dict()
+    states = one.stage.model.state_dict(), other.stage.model.state_dict()
     return (
         (one.learning_rate, one.epochs, one.curve) == (other.learning_rate, other.epochs, other.curve)
         and states[0].keys() == states[1].keys()
         and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-        and all(torch.equal(a, b) for a, b in zip(one.ids, other.ids, strict=True))
+        and all(torch.equal(a, b) for a, b in zip(one.stage.ids, other.stage.ids, strict=True))
     )
 
 
@@ -201,7 +201,7 @@ def test_checkpoints_survive_a_kill_while_writing(fitter: Fitter, fold: Fold, mo
         raise Killed
 
     monkeypatch.setattr("training.checkpoint.save_file", half)
-    model = Levi(fitter.prepared.shape)
+    model = Levi(fitter.problem.prepared.shape)
     with pytest.raises(Killed):
         save_checkpoint(file, model, torch.optim.AdamW(model.parameters()), Progress())
     assert file.read_bytes() == before
@@ -239,7 +239,7 @@ def test_loss_that_is_no_number(fitter: Fitter, fold: Fold, monkeypatch: pytest.
             RunError, match=r"rate-0.002-fold-0: the loss is nan at step 9; try a lower --learning-rate"
         ):
             run(fitter, fold)
-    model = Levi(fitter.prepared.shape)
+    model = Levi(fitter.problem.prepared.shape)
     file = fitter.folder / "rate-0.002-fold-0" / "checkpoint.safetensors"
     assert load_checkpoint(file, model, torch.optim.AdamW(model.parameters())).step == 9
     assert all(parameter.isfinite().all() for parameter in model.parameters())
@@ -267,27 +267,29 @@ def test_best_epoch(
     """The parameters returned are those after the epoch with the lowest validation RMSE, the first of equal ones."""
     after: list[dict[str, Tensor]] = []
 
-    def validate(self: Fitter, model: Levi, *_: object) -> float:
-        after.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    def validate(self: Fitter, stage: ViewStage, *_: object) -> float:
+        after.append({name: tensor.clone() for name, tensor in stage.model.state_dict().items()})
         return float(errors[len(after) - 1])
 
     monkeypatch.setattr(Fitter, "_validate", validate)
     fitted = run(fitter, fold)
     assert (fitted.epochs, fitted.curve) == (best, errors)
-    for name, tensor in fitted.model.state_dict().items():
+    for name, tensor in fitted.stage.model.state_dict().items():
         assert torch.equal(tensor, after[best - 1][name])
 
 
 def test_validation_is_clipped_and_weighted(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation is the RMSE of the weighted mean of the heads, clipped to the rating range."""
-    features = fitter.prepared.features
+    features = fitter.problem.prepared.features
     rows = torch.tensor([0, 1])
     heads = torch.tensor([[9.0, 9.0, 9.0], [2.0, 3.0, 5.0]])
     monkeypatch.setattr(module, "predict", lambda *_: heads)
-    model = Levi(fitter.prepared.shape)
+    model = Levi(fitter.problem.prepared.shape)
     model.weights.copy_(torch.tensor([0.5, 0.5, 0.0]))
     errors = [5 - float(features.value[0]), 2.5 - float(features.value[1])]
-    assert fitter._validate(model, rows, features.known_ids(rows)) == pytest.approx(np.sqrt(np.mean(np.square(errors))))
+    assert fitter._validate(ViewStage(model, features, features.known_ids(rows), RECIPE), rows) == pytest.approx(
+        np.sqrt(np.mean(np.square(errors)))
+    )
 
 
 @pytest.mark.parametrize("select", ["random", "item"])
@@ -329,7 +331,7 @@ def test_what_is_fitted_on(fitter: Fitter, entity_run: Run, monkeypatch: pytest.
             assert ids == {i + 1 for i in items}
     if select == "item":
         assert seen[-1][0] == set(train.tolist())
-        assert torch.equal(fitted.ids[1] > 0, torch.isin(torch.arange(len(fitted.ids[1])), item[train]))
+        assert torch.equal(fitted.stage.ids[1] > 0, torch.isin(torch.arange(len(fitted.stage.ids[1])), item[train]))
 
 
 def test_refit(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +355,7 @@ def test_a_shorter_refit_follows_the_same_schedule(fitter: Fitter, fold: Fold, m
     with pytest.raises(Killed):
         fitter._stage("whole", Fold(fold.fitted, None), 2e-3, None)
     halfway = load_file(fitter.folder / "whole" / "checkpoint.safetensors")
-    assert all(torch.equal(tensor, halfway[f"model.{name}"]) for name, tensor in refit.state_dict().items())
+    assert all(torch.equal(tensor, halfway[f"model.{name}"]) for name, tensor in refit.model.state_dict().items())
 
 
 def test_a_step_is_adamw(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,10 +363,10 @@ def test_a_step_is_adamw(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "hide", lambda ids, _: ids)
     monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_: x)
     one_step = changed(fitter, "a", epochs=1, batch=800, weight_decay=5.0)
-    model, _ = one_step._stage("one", Fold(fold.fitted, None), 2e-3, None)
+    model = one_step._stage("one", Fold(fold.fitted, None), 2e-3, None)[0].model
 
-    features = fitter.prepared.features
-    expected = new_model(fitter.prepared, one_step.recipe, features.value[fold.fitted])
+    features = fitter.problem.prepared.features
+    expected = new_model(fitter.problem.prepared, one_step.recipe, features.value[fold.fitted])
     before = {name: parameter.detach().clone() for name, parameter in expected.named_parameters()}
     order = torch.Generator().manual_seed(mixed_seed(0, 0))
     rows = fold.fitted[torch.randperm(len(fold.fitted), generator=order)][:800]
@@ -403,18 +405,18 @@ def test_hidden_ids(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyPatch,
 
 def test_new_model(fitter: Fitter, fold: Fold) -> None:
     """A model starts from the seed, the data's projections, the layer weights and the mean of its training ratings."""
-    features = fitter.prepared.features
+    features = fitter.problem.prepared.features
     ratings = features.value[fold.fitted]
-    model = new_model(fitter.prepared, RECIPE.model_copy(update={"weights": "1,0,3"}), ratings)
+    model = new_model(fitter.problem.prepared, RECIPE.model_copy(update={"weights": "1,0,3"}), ratings)
     assert model.weights.tolist() == [0.25, 0, 0.75]
     assert float(model.center) == pytest.approx(float(ratings.mean()))
-    for projection, state in zip(model.projections(), fitter.prepared.projections, strict=True):
+    for projection, state in zip(model.projections(), fitter.problem.prepared.projections, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in projection.state_dict().items())
-    assert torch.equal(model.tower.weight, new_model(fitter.prepared, RECIPE, ratings).tower.weight)
-    other = new_model(fitter.prepared, RECIPE.model_copy(update={"seed": 1}), ratings)
+    assert torch.equal(model.tower.weight, new_model(fitter.problem.prepared, RECIPE, ratings).tower.weight)
+    other = new_model(fitter.problem.prepared, RECIPE.model_copy(update={"seed": 1}), ratings)
     assert not torch.equal(model.tower.weight, other.tower.weight)
     with pytest.raises(UsageError, match="--weights 1,2: 2 weights for 3 layers"):
-        new_model(fitter.prepared, RECIPE.model_copy(update={"weights": "1,2"}), ratings)
+        new_model(fitter.problem.prepared, RECIPE.model_copy(update={"weights": "1,2"}), ratings)
 
 
 def batches(fitter: Fitter, fold: Fold, first: int = 0, last: int = 2 * STEPS) -> list[tuple[int, list[int]]]:
@@ -492,3 +494,25 @@ def test_mixed_seeds() -> None:
     assert len(seeds) == 400
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert BEST.endswith(".safetensors")
+
+
+def test_trial(fitter: Fitter, fold: Fold) -> None:
+    """After the trial only the best rate goes on, and ends where it would have ended without the others."""
+    tried = changed(fitter, "trial", learning_rate=(1e-7, 1e-2, 1e-6), trial=1)
+    fitted = run(tried, fold)
+    assert fitted.learning_rate == 1e-2
+    assert same(fitted, run(changed(fitter, "one", learning_rate=(1e-2,)), fold))
+    steps = {}
+    for name in ("1e-07", "0.01", "1e-06"):
+        model = Levi(fitter.problem.prepared.shape)
+        file = tried.folder / f"rate-{name}-fold-0" / "checkpoint.safetensors"
+        steps[name] = load_checkpoint(file, model, torch.optim.AdamW(model.parameters())).step
+    assert steps == {"1e-07": STEPS, "0.01": 3 * STEPS, "1e-06": STEPS}
+
+
+def test_accumulation(fitter: Fitter, fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step in parts of unequal size is the step in one piece, when nothing is drawn."""
+    monkeypatch.setattr(module, "hide", lambda ids, _: ids)
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_: x)
+    curves = [run(changed(fitter, str(n), accumulate=n, epochs=1), fold).curve for n in (1, 3)]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)

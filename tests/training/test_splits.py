@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from levi_serve.bundle.schema import Attribute, Entity, Schema, Template
 from training.datasets.dataset import Dataset, GenreShift, Ratings
+from training.datasets.sample import generate
 from training.errors import DataError
-from training.splits import genre_folds, item_folds, split
+from training.splits import genre_folds, item_folds, sampled, split
 
 SCHEMA = Schema(
     user=Entity(name="user"),
@@ -156,3 +157,25 @@ def test_genre_folds_that_make_no_fold() -> None:
         list(genre_folds(dataset([0, 0], [["A"]], {"A"}), np.arange(2)))
     with pytest.raises(DataError, match="has no shift"):
         list(genre_folds(dataset([0, 0], [["A"]], None), np.arange(2)))
+
+
+def test_sampled() -> None:
+    """A sample keeps so many ratings of each part, with the values they had, and slices inside the shift."""
+    dataset = generate()
+    parts = split(dataset, 0)
+    smaller, kept = sampled(dataset, parts, 300, 0)
+    assert [len(rows) for rows in (kept.train, kept.selection, kept.calibration, kept.test, kept.ood)] == [300] * 5
+    assert sorted(np.concatenate([kept.train, kept.selection, kept.calibration, kept.test, kept.ood])) == list(
+        range(1500)
+    )
+    whole = {
+        (u, i): v for u, i, v in zip(dataset.ratings.user, dataset.ratings.item, dataset.ratings.value, strict=True)
+    }
+    trained = {(dataset.ratings.user[r], dataset.ratings.item[r]) for r in parts.train}
+    for r in kept.train:
+        pair = smaller.ratings.user[r], smaller.ratings.item[r]
+        assert pair in trained
+        assert whole[pair] == smaller.ratings.value[r]
+    assert all(set(rows) <= set(kept.ood) for rows in kept.slices.values())
+    assert set(kept.slices) <= set(parts.slices)
+    assert sampled(dataset, parts, 300, 0)[0].ratings.value.tolist() == smaller.ratings.value.tolist()

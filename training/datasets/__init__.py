@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from training.datasets.amazon import load_amazon, load_sentiment
 from training.datasets.dataset import Dataset
 from training.datasets.movielens import load_1m, load_100k, load_csv
 from training.datasets.sample import generate
@@ -15,6 +16,8 @@ _LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "ml-100k": load_100k,
     "ml-1m": load_1m,
     "ml-csv": load_csv,
+    "amazon": load_amazon,
+    "sentiment": load_sentiment,
     "tables": load_tables,
     "sample": lambda _: generate(),
 }

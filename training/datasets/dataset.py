@@ -40,6 +40,15 @@ class GenreShift:
 
 
 @dataclass(frozen=True)
+class GivenShift:
+    """The loader says of every rating whether it is in distribution, or else to which slice of the shift it belongs."""
+
+    names: tuple[str, ...]
+    of: npt.NDArray[np.int8]  # [m] 0 in distribution, k for names[k - 1]
+    min_ratings: int = 1
+
+
+@dataclass(frozen=True)
 class Dataset:
     """What every loader returns."""
 
@@ -48,9 +57,11 @@ class Dataset:
     users: pa.Table  # column "id" and one column per attribute; `many` categories are list<string>
     items: pa.Table
     ratings: Ratings
-    shift: GenreShift | None
+    shift: GenreShift | GivenShift | None
     licence: str = "not stated"
     """Under what terms the data may be used, and so a bundle: it carries entity attributes, and who rated what."""
+    binary: bool = False
+    """Whether ratings are the two classes 0 and 1; predictions then are probabilities of 1."""
 
 
 def attributes(table: pa.Table, entity: Entity, rows: Sequence[int] | None = None) -> list[Attributes]:
@@ -77,3 +88,14 @@ def with_item_text(dataset: Dataset, names: Sequence[str]) -> Dataset:
 
     templates = {"item_template": longer(schema.item_template), "pair_template": longer(schema.pair_template)}
     return replace(dataset, schema=schema.model_copy(update=templates))
+
+
+def with_content(dataset: Dataset) -> Dataset:
+    """The same data, read more fully: items' sentences name every attribute, and all their categories have codes."""
+    item = dataset.schema.item
+    described = tuple(
+        a.model_copy(update={"embed": a.embed or a.kind == "category" or bool(a.edges)}) for a in item.attributes
+    )
+    told = with_item_text(dataset, [a.name for a in described])
+    coded = {"item": item.model_copy(update={"attributes": described})}
+    return replace(told, schema=told.schema.model_copy(update=coded))

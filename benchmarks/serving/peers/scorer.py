@@ -8,6 +8,7 @@ from here too: the graph and the tables, and nothing of the server.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ class OnnxScorer:
     """Pairs to answers through the exported graph, one thread."""
 
     def __init__(self, folder: Path) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort
 
         self.bundle = Bundle(folder)

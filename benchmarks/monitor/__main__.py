@@ -1,0 +1,73 @@
+"""The shift monitor on MovieLens-100K.
+
+python -m benchmarks.monitor --data DIR    # every stage, or those after --stage; results are added to the file
+
+`--runs` holds the finished fits titles-0, -1, -2 (the default recipe) and genres-0, -1, -2 (`--item-text genres`).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from benchmarks.monitor import stages
+from levi_serve.bundle.commands import Command, run
+from training.checkpoint import write_json
+from training.options import Options, default_cache
+from training.run import Run, fit, open_run
+
+SEEDS = (0, 1, 2)
+TEXTS: dict[str, tuple[str, ...]] = {"titles": (), "genres": ("genres",)}
+STAGES: dict[str, Callable[[dict[str, list[Run]], Path], Any]] = {
+    "auroc": stages.auroc,
+    "delays": stages.delays,
+    "peers": stages.peers,
+    "replay": stages.replay,
+    "errors": stages.errors,
+    "cost": stages.cost,
+}
+
+
+class Stage(Command):
+    """Run one stage, or `all`."""
+
+    stage: Annotated[
+        str, Field(description="Some of auroc, delays, peers, replay, errors, cost, with commas; or all.")
+    ] = "all"
+    data: Annotated[Path, Field(description="Folder of MovieLens-100K.")]
+    runs: Annotated[Path, Field(description="Folder of the fitted runs; what is missing is fitted.")] = Path(
+        "runs/monitor"
+    )
+    cache: Annotated[Path, Field(default_factory=default_cache, description="Folder of cached views.")]
+    out: Annotated[Path, Field(description="Where the figures go.")] = Path("benchmarks/results/monitor.json")
+
+    def __call__(self) -> None:
+        """Add the stage's figures to the file."""
+        found = {text: [self._run(text, seed) for seed in SEEDS] for text in TEXTS}
+        for name in STAGES if self.stage == "all" else self.stage.split(","):
+            figures = STAGES[name](found, self.cache)
+            known = json.loads(self.out.read_text()) if self.out.exists() else {}
+            known[name] = {
+                "command": f"python -m benchmarks.monitor --stage {name} --data ml-100k",
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "machine": f"{platform.system()} {platform.machine()}, 2 shared cores, CPU only",
+                "figures": figures,
+            }
+            write_json(self.out, known)
+            print(name, json.dumps(figures, indent=1), flush=True)
+
+    def _run(self, text: str, seed: int) -> Run:
+        folder = self.runs / f"{text}-{seed}"
+        fit(Options(dataset="ml-100k", data=self.data, item_text=TEXTS[text], seed=seed), folder, self.cache, "cpu")
+        return open_run(folder, self.cache, "cpu")
+
+
+if __name__ == "__main__":
+    sys.exit(run("monitor", "", {"run": Stage}, sys.argv[1:], default="run"))

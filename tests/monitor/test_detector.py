@@ -1,0 +1,132 @@
+"""levi_serve.monitor.detector: alarms, what they remember, and run lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from levi_serve.bundle.reference import Reference
+from levi_serve.bundle.scores import bin_counts
+from levi_serve.monitor.detector import ALARMS, Detector, Watched
+from levi_serve.monitor.streams import threshold
+
+from .conftest import HEADS, World
+
+
+def block(detector: Detector, bin_: int, count: int = 64) -> np.ndarray:
+    """Every score in one bin."""
+    counts = np.zeros((len(detector.streams.scores), 20), np.int64)
+    counts[:, bin_] = count
+    return counts
+
+
+def even(detector: Detector) -> np.ndarray:
+    """Three predictions in every bin, all of known users and items."""
+    counts = np.full((len(detector.streams.scores), 20), 3)
+    counts[-2:] = 0
+    counts[-2:, 0] = 60
+    return counts
+
+
+def test_alarm_latches(detector: Detector) -> None:
+    """One alarm until somebody has seen it, however long the shift lasts; then the evidence begins anew."""
+    record = detector.start()
+    rung = [detector.apply(record, block(detector, 19), float(now)) for now in range(5)]
+    assert rung == [True, False, False, False, False]
+    assert record["active"] == 1
+    ((alarm, _),) = detector.alarms(record)
+    assert (alarm["raised"], alarm["since"], alarm["seen"]) == (0, 0, 0)
+    assert alarm["evidence"] >= detector.threshold
+    assert not detector.acknowledge(record, 2, 9.0)
+    assert detector.acknowledge(record, 1, 10.0)
+    assert detector.total(record) == -np.inf
+    assert detector.acknowledge(record, 1, 99.0)
+    assert detector.alarms(record)[0][0]["seen"] == 10
+    assert detector.apply(record, block(detector, 19), 11.0)
+    assert [int(a["id"]) for a, _ in detector.alarms(record)] == [1, 2]
+    assert record["alarms_total"].sum() == 2
+
+
+def test_since_when(detector: Detector) -> None:
+    """An alarm says when its stream began to rise, which is long after the start."""
+    record = detector.start()
+    for now in range(100):
+        detector.apply(record, even(detector), float(now))
+    slightly = even(detector)
+    slightly[0, :4], slightly[0, 16:] = 0, 6
+    now = 100.0
+    while not detector.apply(record, slightly, now):
+        now += 1
+    ((alarm, stream),) = detector.alarms(record)
+    assert stream.score == "spread"
+    assert 99 <= alarm["since"] <= 101 < alarm["raised"] == now
+
+
+def test_only_the_last_alarms_are_kept(detector: Detector) -> None:
+    """The record does not grow: of many alarms the last ones are known, and the count goes on."""
+    record = detector.start()
+    for number in range(1, ALARMS + 6):
+        assert detector.apply(record, block(detector, 19), 0.0)
+        assert detector.acknowledge(record, number, 1.0)
+    kept = [int(alarm["id"]) for alarm, _ in detector.alarms(record)]
+    assert kept == list(range(6, ALARMS + 6))
+    assert record["alarm_count"] == ALARMS + 5
+
+
+@pytest.mark.parametrize(("bin_", "kind"), [(19, "upper"), (0, "lower")])
+def test_every_direction_is_seen(detector: Detector, bin_: int, kind: str) -> None:
+    """Scores that are all high, or all low (heads that are constant), raise an alarm within one block of the shift."""
+    record = detector.start()
+    detector.apply(record, even(detector), 0.0)
+    assert detector.apply(record, block(detector, bin_)[:], 1.0)
+
+
+def test_workers_are_merged_exactly(detector: Detector, reference: Reference, world: World) -> None:
+    """One process that sees all predictions of a block ends with the very bits of workers whose counts are added."""
+    alone, merged = detector.start(), detector.start()
+    for _ in range(50):
+        scores = reference.scorer(world.heads(64, noise=0.21), world.support(64))
+        strangers = np.zeros((2, 20), np.int64)
+        strangers[:, 0] = 64
+        whole = np.concatenate([bin_counts(scores, reference.edges), strangers])
+        parts = [bin_counts(part, reference.edges) for part in np.split(scores, [5, 30, 31])]
+        detector.apply(alone, whole, 0.0)
+        detector.apply(merged, np.concatenate([sum(parts), strangers]), 0.0)
+    assert alone.tobytes() == merged.tobytes()
+    assert np.isfinite(alone["evidence"]).all()
+
+
+def test_run_length_in_distribution(reference: Reference, world: World) -> None:
+    """With a budget of 10,000 predictions the mean run length is beyond it: in 600,000, no more than 60 alarms."""
+    detector = Detector.of(reference, threshold(10_000 / 86_400, 1))
+    record, alarms = detector.start(), 0
+    strangers = np.zeros((2, 20), np.int64)
+    strangers[:, 0] = 64
+    for _ in range(600_000 // 64):
+        scores = reference.scorer(world.heads(64), world.support(64))
+        counts = np.concatenate([bin_counts(scores, reference.edges), strangers])
+        if detector.apply(record, counts, 0.0):
+            alarms += 1
+            detector.acknowledge(record, alarms, 0.0)
+    assert alarms <= 60
+
+
+def test_true_errors(detector: Detector) -> None:
+    """Squared errors add up."""
+    record = detector.start()
+    detector.observe_errors(record, np.array([1.0, 4.0]))
+    detector.observe_errors(record, np.array([1.0]))
+    count, total = record["recent_errors"]
+    assert total / count == pytest.approx(2, abs=1e-3)
+
+
+def test_the_past_fades(detector: Detector) -> None:
+    """What is shown as recent forgets; what is counted does not."""
+    record = detector.start()
+    old, new = Watched.nothing(HEADS), Watched.nothing(HEADS)
+    old.predictions = new.predictions = 200_000
+    old.new += 200_000
+    detector.note(record, old)
+    detector.note(record, new)
+    assert record["new"].tolist() == [200_000, 200_000]
+    assert (record["recent_new"] / record["recent_predictions"] < 1e-3).all()

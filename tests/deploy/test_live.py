@@ -31,6 +31,8 @@ from .world import MANY, Prometheus, World, feed_back, slow_down, usual
 pytestmark = pytest.mark.system
 
 PATIENCE_S = 120
+PATIENT = ("--timeout-ms", "9000")
+"""A machine that is busy with other things is no failure of the server's."""
 EXPECTED = {
     "": {"LeviAbsent"},
     "levi-down": {"LeviDown"},
@@ -107,7 +109,7 @@ class Stage:
     def server(self, job: str, repository: Path, *flags: str) -> Process:
         """A server that Prometheus will scrape under this job."""
         log = self._folder / job / "server.log"
-        process = Process(log, "--model-repo", str(repository), "--drain-s", "0", *flags)
+        process = Process(log, "--model-repo", str(repository), "--drain-s", "0", *PATIENT, *flags)
         self._stack.callback(process.close)
         self.targets[job] = process.url.removeprefix("http://")
         return process
@@ -119,8 +121,14 @@ class Stage:
         self._stack.callback(server.kill)
         return server
 
-    def traffic(self, work: Callable[[], None], pause_s: float = 0.1) -> Traffic:
-        return self._stack.enter_context(Traffic(work, pause_s))
+    def traffic(self, work: Callable[[], None], pause_s: float = 0.1) -> None:
+        """Do this again and again, from when Prometheus watches."""
+
+        def watched() -> None:
+            if self.watched_s > 0:
+                work()
+
+        self._stack.enter_context(Traffic(watched, pause_s))
 
     def prometheus(self, name: str, targets: dict[str, str]) -> Prometheus:
         watching = Prometheus(self._folder / name, targets)
@@ -138,7 +146,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @pytest.fixture(scope="module")
 def watching(stage: Stage) -> Prometheus:
     """All scenarios at once, under way, and the Prometheus that watches them."""
-    for play in (control, failed, workers, slow, rows, shift, head, quiet):
+    for play in (workers, control, failed, slow, rows, shift, head, quiet):
         play(stage)
     stage.targets["levi-down"] = f"127.0.0.1:{free_port()}"
     return stage.prometheus("prometheus", stage.targets)
@@ -329,7 +337,7 @@ def test_every_alert_fires_in_its_scenario(stage: Stage, watching: Prometheus) -
     surplus = {job: names - EXPECTED.get(job, set()) - MAY.get(job, set()) for job, names in fired.items()}
     assert not {job: names for job, names in surplus.items() if names}
     for alert in watching.http.get("/api/v1/alerts").json()["data"]["alerts"]:
-        assert all("error" not in text and "no value" not in text for text in alert["annotations"].values()), alert
+        assert not any("<error" in text or "<no value" in text for text in alert["annotations"].values()), alert
 
 
 def test_the_control_was_really_asked(watching: Prometheus) -> None:

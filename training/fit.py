@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -29,6 +30,7 @@ from training.features import Features, Prepared
 from training.model import FactorSize, Levi, Network, layer_weights
 from training.options import Recipe
 from training.progress import track
+from training.stream import Stream
 
 CHECKPOINT_SECONDS = 20.0
 """A killed fit loses at most this much work, or an epoch where that is shorter."""
@@ -39,9 +41,9 @@ BEST = "best.safetensors"
 
 @dataclass(frozen=True)
 class Fold:
-    """Rows of ratings to fit on, and rows to validate on; none for a fit whose length is already known."""
+    """Rows of ratings to fit on, or a stream of them; rows to validate on, none for a fit of known length."""
 
-    fitted: Tensor
+    fitted: Tensor | Stream
     held_out: Tensor | None
 
 
@@ -57,7 +59,10 @@ class Stage(Protocol):
         """What is fitted."""
 
     def loss(self, forward: Forward, rows: Tensor) -> Tensor:
-        """The mean loss of some training ratings, with everything that is drawn while fitting: a scalar."""
+        """The mean loss of some training ratings, with everything that is drawn while fitting: a scalar.
+
+        `rows` are row numbers, or [B, 3] of a stream.
+        """
 
     def rate(self, rows: Tensor) -> Tensor:
         """Predictions [len(rows)], not clipped, without anything that is drawn."""
@@ -70,7 +75,7 @@ class Problem(Protocol):
     def value(self) -> Tensor:
         """All ratings [m]."""
 
-    def stage(self, recipe: Recipe, fitted: Tensor, device: torch.device) -> Stage:
+    def stage(self, recipe: Recipe, fitted: Any, device: torch.device) -> Stage:
         """A model before its first step that is to be fitted on the ratings in `fitted`."""
 
 
@@ -85,9 +90,9 @@ class Views:
         """All ratings [m]."""
         return self.prepared.features.value
 
-    def stage(self, recipe: Recipe, fitted: Tensor, device: torch.device) -> ViewStage:
+    def stage(self, recipe: Recipe, fitted: Tensor | Stream, device: torch.device) -> ViewStage:
         """A new model, for which only entities of the `fitted` ratings have ids."""
-        model = new_model(self.prepared, recipe, self.value[fitted]).to(device)
+        model = new_model(self.prepared, recipe, self.prepared.features.rated(fitted)).to(device)
         return ViewStage(model, self.prepared.features, self.prepared.features.known_ids(fitted), recipe)
 
 
@@ -103,9 +108,12 @@ class ViewStage:
 
     def loss(self, forward: Forward, rows: Tensor) -> Tensor:
         """The heads' loss with a share of the ids hidden."""
-        batch = self.features.batch(rows, self.ids)
+        features = self.features
+        if rows.dim() == 2:
+            features, rows = features.of(rows), torch.arange(len(rows), device=rows.device)
+        batch = features.batch(rows, self.ids)
         hidden = hide(batch.ids[0], self.recipe.hide_user), hide(batch.ids[1], self.recipe.hide_item)
-        return self.model.loss(forward(batch._replace(ids=hidden)), self.features.value[rows])
+        return self.model.loss(forward(batch._replace(ids=hidden)), features.value[rows])
 
     def rate(self, rows: Tensor) -> Tensor:
         """The weighted mean of the heads."""
@@ -135,7 +143,7 @@ class Fitter:
     folder: Path
     """Where the stages keep their checkpoints."""
 
-    def fit(self, train: Tensor, folds: Sequence[Fold]) -> Fitted:
+    def fit(self, train: Tensor | Stream, folds: Sequence[Fold]) -> Fitted:
         """Try every learning rate on every fold, keep the best epoch of the best one.
 
         With one random fold the kept parameters are those of that epoch; with grouped folds the model is fitted again
@@ -216,14 +224,19 @@ class Fitter:
         accelerator.wait_for_everyone()  # until the main process has written what it keeps
         return stage, progress
 
-    def _batches(self, fitted: Tensor, steps: int, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
+    def _batches(self, fitted: Tensor | Stream, steps: int, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
         """Steps from `first` on with this process' share of their ratings; an epoch's order follows from its number."""
         rank, processes, size = self.accelerator.process_index, self.accelerator.num_processes, self.recipe.batch
         for epoch in range(first // steps, math.ceil(last / steps)):
             order = torch.Generator().manual_seed(mixed_seed(self.recipe.seed, epoch))
-            shuffled = fitted[torch.randperm(len(fitted), generator=order).to(fitted.device)]
-            for step in range(max(first - epoch * steps, 0), min(last - epoch * steps, steps)):
-                yield epoch * steps + step, shuffled[step * size : (step + 1) * size][rank::processes]
+            blocks: Iterator[Tensor]
+            if isinstance(fitted, Stream):
+                blocks = (block.to(self.accelerator.device) for block in fitted.shuffled(order))
+            else:
+                blocks = iter([fitted[torch.randperm(len(fitted), generator=order).to(fitted.device)]])
+            start, end = max(first - epoch * steps, 0), min(last - epoch * steps, steps)
+            for step, batch in islice(enumerate(cut(blocks, size)), start, end):
+                yield epoch * steps + step, batch[rank::processes]
 
     def _validate(self, stage: Stage, rows: Tensor) -> float:
         rating = stage.rate(rows).clamp(*self.bounds)
@@ -247,6 +260,7 @@ def fit_by_sampling(
 
     for k, fold in enumerate(folds):
         assert fold.held_out is not None
+        assert isinstance(fold.fitted, Tensor)
         stage = sampled(fold.fitted, f"fold {k}")
         error = stage.rate(fold.held_out).clamp(*bounds) - features.value[fold.held_out]
         errors.append(float(error.square().double().mean().sqrt()))
@@ -308,6 +322,16 @@ def head_weights(recipe: Recipe, layers: int) -> list[float]:
         return layer_weights(recipe.weights, layers)
     except ValueError as error:
         raise UsageError(f"--weights {recipe.weights}: {error}") from None
+
+
+def cut(blocks: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """Batches of `size` out of blocks; what is left of a block begins the next one's first batch."""
+    left = None
+    for block in blocks:
+        whole = block if left is None else torch.cat([left, block])
+        batches = list(torch.split(whole, size))
+        left = batches.pop() if len(batches[-1]) < size else None
+        yield from batches
 
 
 def one_cycle(done: float) -> float:

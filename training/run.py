@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from levi_serve.bundle import Int64Array
+from levi_serve.bundle.manifest import sha256
 from levi_serve.bundle.schema import Frozen
 from levi_serve.bundle.tokens import Tokenizer
 from training.adapt import adapt, adapted_backbone
@@ -30,6 +31,7 @@ from training.fit import Fitter, Fold, Views, fit_by_sampling, head_weights, new
 from training.model import SIZES, FactorSize, Network
 from training.options import Device, Options
 from training.splits import Split, genre_folds, item_folds, sampled, split
+from training.stream import Stream
 
 RECORD = "run.json"
 PARAMETERS = "model.safetensors"
@@ -79,6 +81,8 @@ class Run:
     record: Record
     dataset: Dataset
     split: Split
+    train: Int64Array | Stream
+    """What was fitted: rows of the split's training part, perhaps with a file's ratings."""
     backbone: Backbone | None
     prepared: Prepared
     model: Network
@@ -117,6 +121,7 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
     """
     dataset, whole_hash, parts = _load(options, options.data)
     fold_rows = _folds(dataset, parts, options)
+    fitted_on = _training(dataset, parts)
     backbone = None if options.views == "none" else load_backbone(options.backbone)
     head_weights(options, backbone.layers if backbone else 1)  # refused now, before anything is written
     plan = Plan(options=options, data_hash=whole_hash, backbone_hash="" if backbone is None else backbone.fingerprint)
@@ -131,7 +136,7 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
     with accelerate.main_process_first():  # the others find the views computed
         prepared = prepare(
             dataset,
-            parts.train,
+            fitted_on,
             backbone,
             options.views,
             SIZES[options.size],
@@ -140,9 +145,13 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
             options.variant,
         )
     bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
-    folds = [Fold(_rows(a, accelerate), _rows(b, accelerate)) for a, b in fold_rows]
-    train = _rows(parts.train, accelerate)
+    train = fitted_on if isinstance(fitted_on, Stream) else _rows(fitted_on, accelerate)
+    if isinstance(train, Stream):
+        folds = [Fold(train, _rows(parts.selection, accelerate))]
+    else:
+        folds = [Fold(_rows(a, accelerate), _rows(b, accelerate)) for a, b in fold_rows]
     if isinstance(prepared.shape.size, FactorSize):
+        assert isinstance(train, Tensor)
         fitted = fit_by_sampling(prepared, options, bounds, train, folds)
     else:
         fitted = Fitter(Views(prepared), options, bounds, accelerate, out / STAGES).fit(train, folds)
@@ -187,14 +196,18 @@ def open_run(folder: Path, cache: Path, device: Device, data: Path | None = None
         if backbone.fingerprint != record.adapted_hash:
             raise UsageError(f"{folder / ADAPTED}: the adapted backbone changed since the fit")
     target = accelerator(device).device
-    prepared = prepare(
-        dataset, parts.train, backbone, options.views, SIZES[options.size], cache, target, options.variant
-    )
-    train = torch.from_numpy(parts.train).to(target)
-    model = new_model(prepared, options, prepared.features.value[train])
+    fitted_on = _training(dataset, parts)
+    prepared = prepare(dataset, fitted_on, backbone, options.views, SIZES[options.size], cache, target, options.variant)
+    train = fitted_on if isinstance(fitted_on, Stream) else torch.from_numpy(fitted_on).to(target)
+    model = new_model(prepared, options, prepared.features.rated(train))
     load_model(folder / PARAMETERS, model)
     ids = prepared.features.known_ids(train)
-    return Run(folder, record, dataset, parts, backbone, prepared, model.to(target).eval(), ids)
+    return Run(folder, record, dataset, parts, fitted_on, backbone, prepared, model.to(target).eval(), ids)
+
+
+def _training(dataset: Dataset, parts: Split) -> Int64Array | Stream:
+    """What is fitted: the training part, and the ratings that the dataset has in a file."""
+    return Stream.open(dataset, parts.train) if dataset.more else parts.train
 
 
 def _load(options: Options, data: Path | None) -> tuple[Dataset, str, Split]:
@@ -204,10 +217,25 @@ def _load(options: Options, data: Path | None) -> tuple[Dataset, str, Split]:
         if options.views != "entity" or options.variant != "levi" or dataset.binary:
             raise UsageError(f"--size {options.size} rates by entity views alone; use --views entity and no --variant")
         dataset = with_content(dataset)
+    if dataset.more and (wrong := _not_streamed(options)):
+        raise UsageError(
+            f"--{wrong}: {dataset.name} has ratings in a file that is not held in memory, which lacks this"
+        )
     parts, digest = split(dataset, options.seed), data_hash(dataset)
     if options.sample is not None:
         dataset, parts = sampled(dataset, parts, options.sample, options.seed)
     return dataset, digest, parts
+
+
+def _not_streamed(options: Options) -> str | None:
+    """An option that needs all ratings in memory."""
+    needs = {
+        "views pair": options.views == "pair",
+        f"size {options.size}": isinstance(SIZES[options.size], FactorSize),
+        f"select {options.select}": options.select != "random",
+        f"sample {options.sample}": options.sample is not None,
+    }
+    return next((name for name, needed in needs.items() if needed), None)
 
 
 def data_hash(dataset: Dataset) -> str:
@@ -220,6 +248,8 @@ def data_hash(dataset: Dataset) -> str:
         digest.update(sink.getvalue())
     for column in (dataset.ratings.user, dataset.ratings.item, dataset.ratings.value, dataset.ratings.time):
         digest.update(column.tobytes())
+    if dataset.more:
+        digest.update(sha256(dataset.more.path).encode())
     return digest.hexdigest()
 
 

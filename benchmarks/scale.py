@@ -108,7 +108,7 @@ class One(Command):
 
     def __call__(self) -> None:
         """Print one line of JSON."""
-        options = Options(dataset="tables", data=self.folder, epochs=1, batch=BATCH)
+        options = Options(dataset="tables", data=self.folder, epochs=1, batch=BATCH, select="random")
         out = self.folder / f"run-{time.time_ns()}"
         began = time.monotonic()
         record = fit(options, out, self.cache, "cpu")

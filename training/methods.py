@@ -54,7 +54,7 @@ class Plan(Frozen):
         """Plain Adam, nothing hidden: the paper's fit (App. D.3)."""
         return Recipe(
             seed=seed, epochs=self.epochs, batch=self.batch, learning_rate=rates, trial=1, weight_decay=0,
-            hide_user=0, hide_item=0,
+            hide_user=0, hide_item=0, select="random",
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ sorted by user is better mixed before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from levi_serve.bundle import Int64Array
+from levi_serve.bundle import BoolArray, Int64Array
 from training.datasets.checks import Scale, build_ratings
 from training.datasets.dataset import Dataset, RatingFile
 from training.datasets.files import open_parquet, read_group
@@ -39,6 +39,8 @@ class Stream:
     dataset: Dataset
     own: Int64Array
     """Rows of `dataset.ratings` that are fitted too."""
+    without: frozenset[int]
+    """Rows of items whose ratings in the file do not count."""
     counts: tuple[int, ...]
     """Ratings of each row group that count."""
     mean: float
@@ -49,13 +51,14 @@ class Stream:
         return len(self.own) + sum(self.counts)
 
     @classmethod
-    def open(cls, dataset: Dataset, own: Int64Array) -> Stream:
+    def open(cls, dataset: Dataset, own: Int64Array, without: Iterable[int] = ()) -> Stream:
         """Read the file once: what counts, its mean, and who occurs.
 
         Raises:
             DataError: naming the file, and the row that is not as it should be.
         """
-        stream = cls(dataset, own, (), 0.0, (own, own))
+        left_out = frozenset(int(item) for item in without)
+        stream = cls(dataset, own, left_out, (), 0.0, (own, own))
         seen = np.zeros(len(dataset.users), bool), np.zeros(len(dataset.items), bool)
         total, counts = 0.0, []
         for number in range(stream.groups + 1):
@@ -65,7 +68,7 @@ class Stream:
             total += float(value.sum())
             counts.append(len(value))
         known = np.flatnonzero(seen[0]), np.flatnonzero(seen[1])
-        return cls(dataset, own, tuple(counts[1:]), total / sum(counts), known)
+        return cls(dataset, own, left_out, tuple(counts[1:]), total / sum(counts), known)
 
     def shuffled(self, order: torch.Generator) -> Iterator[Tensor]:
         """One epoch: blocks [b, 3] of user row, item row and rating, each a buffer that was shuffled."""
@@ -93,7 +96,7 @@ class Stream:
         ratings = build_ratings(rows, file.columns, ids, file.homes, scale)
         pairs = self._pairs(ratings.user, ratings.item)
         place = np.searchsorted(self._held, pairs).clip(max=len(self._held) - 1)
-        kept = self._id_items[ratings.item] & (self._held[place] != pairs)
+        kept = self._fitted_items[ratings.item] & (self._held[place] != pairs)
         columns = [ratings.user[kept], ratings.item[kept], ratings.value[kept]]
         return torch.from_numpy(np.stack(columns, 1, dtype=np.float64))
 
@@ -124,8 +127,10 @@ class Stream:
         return dict(zip(self.file.columns, types, strict=True))
 
     @cached_property
-    def _id_items(self) -> Any:
-        return id_items(self.dataset)
+    def _fitted_items(self) -> BoolArray:
+        items = id_items(self.dataset).copy()
+        items[list(self.without)] = False
+        return items
 
     @cached_property
     def _held(self) -> Int64Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,30 @@ def test_a_sample(bert: Path, tables: Path, tmp_path: Path) -> None:
     assert len(np.load(next((tmp_path / "r" / "tiny").glob("LP*.npz")))["rating"]) == 150
     with pytest.raises(UsageError, match="holds outcomes of another plan"):
         reproduce(plan(tmp_path, bert, "pair"), tables, tmp_path / "r", tmp_path / "d", tmp_path / "c", "cpu")
+
+
+def test_twice(bert: Path, tables: Path, tmp_path: Path) -> None:
+    """Run twice from nothing with the same seed, an adapted method and LEVI give the same figures, but for times."""
+    more = 'methods = ["FT", "LoRA", "LEVI over HT", "LEVI, grouped selection"]'
+    rows = []
+    for run in ("a", "b"):
+        reproduce(
+            plan(tmp_path, bert, more=more), tables, tmp_path / run, tmp_path / "d", tmp_path / f"cache-{run}", "cpu"
+        )
+        rows.append(json.loads((tmp_path / "d" / "tiny.json").read_text())["rows"])
+        for row in rows[-1]:
+            del row["cost"]["pair_ms"], row["cost"]["fit_seconds"]
+    assert rows[0] == rows[1]
+
+
+def test_without_a_shift(bert: Path, tables: Path, tmp_path: Path) -> None:
+    """Where nothing is out of distribution there is nothing to compare on: refused before anything is fitted."""
+    data = Path(shutil.copytree(tables, tmp_path / "tables"))
+    text = (data / "dataset.toml").read_text()
+    (data / "dataset.toml").write_text(text[: text.index("[shift]")])
+    with pytest.raises(UsageError, match="tables: has no shift"):
+        reproduce(plan(tmp_path, bert), data, tmp_path / "r", tmp_path / "d", tmp_path / "c", "cpu")
+    assert not (tmp_path / "r").exists()
 
 
 def test_sentiment(bert: Path, tmp_path: Path) -> None:

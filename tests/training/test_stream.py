@@ -86,6 +86,16 @@ def test_what_counts(halved: Halved) -> None:
     assert sorted(zip(*map(np.ndarray.tolist, found.pairs()), strict=True)) == [t[:2] for t in triples(data, train)]
 
 
+def test_held_out_items(halved: Halved) -> None:
+    """Ratings of items that are left out are not read, so that folds of held-out items hold."""
+    items = np.unique(halved.dataset.ratings.item[halved.own])[:5]
+    found = Stream.open(halved.dataset, halved.own[:0], items)
+    whole = Stream.open(halved.dataset, halved.own[:0])
+    assert len(found) < len(whole)
+    expected = [row for row in in_one([whole.read(n) for n in range(1, whole.groups + 1)]) if row[1] not in items]
+    assert in_one([found.read(n) for n in range(1, found.groups + 1)]) == expected
+
+
 @pytest.mark.parametrize("buffer", [1, 200, 300, 10_000])
 def test_shuffling(halved: Halved, monkeypatch: pytest.MonkeyPatch, buffer: int) -> None:
     """An epoch has every rating once, in another order each time; a block is the buffer at most, or one group."""
@@ -187,7 +197,7 @@ def test_bad_files(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("changes", [{"views": "pair"}, {"size": "best"}, {"select": "item"}, {"sample": 10}])
+@pytest.mark.parametrize("changes", [{"views": "pair"}, {"size": "best"}, {"select": "genre"}, {"sample": 10}])
 def test_what_needs_memory(
     tables: Path, options: Options, cache: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:

@@ -19,7 +19,7 @@ For example:
     min = 1
     max = 5
     time = "bought"                 # optional: seconds since the epoch or a date
-    more = "all.parquet"            # optional: more training ratings, which stay on disk (docs/operations.md)
+    more = "all.parquet"            # optional: more training ratings, which stay on disk (operations.md, Fitting)
 
     [templates.pair]                # optional, as are templates.user and templates.item
     clauses = ["customer.city", "product.title"]

@@ -113,7 +113,7 @@ class Choose(OnData):
         bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
         rows, out = torch.from_numpy(fitted), torch.from_numpy(held_out)
         with TemporaryDirectory() as folder:
-            found = fit_by_sampling(prepared, Recipe(), bounds, rows, [Fold(rows, out)], Path(folder))
+            found = fit_by_sampling(prepared, Recipe(select="random"), bounds, rows, [Fold(rows, out)], Path(folder))
         assert isinstance(found.stage, ViewStage)
         heads = predict(found.stage.model, prepared.features, out, found.stage.ids).double().numpy()
         by_weights = {

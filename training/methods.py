@@ -133,6 +133,7 @@ class Lab:
             }
         )  # fmt: skip
         name = "-".join(["levi", *([over.name] if over else []), *(f"{k}-{v}" for k, v in changes.items())])
+        name += f"-seed-{self.seed}"
         folder = self.folder / name
         fit(options, folder, self.cache, self.device)
         run = open_run(folder, self.cache, self.device)

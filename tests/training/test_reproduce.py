@@ -21,7 +21,7 @@ PLAN = """
 title = "tiny"
 dataset = "{dataset}"
 views = "{views}"
-seeds = [0]
+seeds = {seeds}
 epochs = 2
 batch = 100
 reference = "LEVI over HT"
@@ -32,9 +32,16 @@ backbone = "{backbone}"
 """
 
 
-def plan(folder: Path, bert: Path, views: str = "entity", dataset: str = "tables", more: str = "") -> str:
+def plan(
+    folder: Path,
+    bert: Path,
+    views: str = "entity",
+    dataset: str = "tables",
+    more: str = "",
+    seeds: tuple[int, ...] = (0,),
+) -> str:
     path = folder / "tiny.toml"
-    path.write_text(PLAN.format(dataset=dataset, views=views, backbone=bert, more=more))
+    path.write_text(PLAN.format(dataset=dataset, views=views, backbone=bert, more=more, seeds=list(seeds)))
     return str(path)
 
 
@@ -75,6 +82,17 @@ def test_a_sample(bert: Path, tables: Path, tmp_path: Path) -> None:
     assert len(np.load(next((tmp_path / "r" / "tiny").glob("LP*.npz")))["rating"]) == 150
     with pytest.raises(UsageError, match="holds outcomes of another plan"):
         reproduce(plan(tmp_path, bert, "pair"), tables, tmp_path / "r", tmp_path / "d", tmp_path / "c", "cpu")
+
+
+def test_seeds(bert: Path, tables: Path, tmp_path: Path) -> None:
+    """Each seed has a split and fits of its own; a row has them all."""
+    more = 'methods = ["LP", "A4 tower alone", "LEVI over HT"]'
+    name = plan(tmp_path, bert, more=more, seeds=(0, 1))
+    reproduce(name, tables, tmp_path / "r", tmp_path / "d", tmp_path / "c", "cpu")
+    for row in json.loads((tmp_path / "d" / "tiny.json").read_text())["rows"]:
+        assert row["seeds"] == 2
+        assert row["id"][0] != row["id"][1]
+        assert row["ood"][0] != row["ood"][1]
 
 
 def test_twice(bert: Path, tables: Path, tmp_path: Path) -> None:
@@ -156,7 +174,7 @@ def test_committed_plans(path: Path) -> None:
     assert read_plan(path.stem).learning_rate == (1e-4, 1e-3, 1e-2, 1e-1)
 
 
-UNKNOWN = PLAN.format(dataset="tables", views="pair", backbone="b", more='methods = ["X"]')
+UNKNOWN = PLAN.format(dataset="tables", views="pair", seeds=[0], backbone="b", more='methods = ["X"]')
 
 
 @pytest.mark.parametrize(("text", "says"), [("title = 1", "not a plan"), ("[", "not a plan"), (UNKNOWN, "no method X")])

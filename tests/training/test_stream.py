@@ -28,7 +28,7 @@ from training.options import Options, Recipe
 from training.run import Run, accelerator, fit, open_run
 from training.stream import Stream
 
-RECIPE = Recipe(epochs=2, batch=100, learning_rate=(2e-3,))
+RECIPE = Recipe(epochs=2, batch=100, learning_rate=(2e-3,), select="random")
 GROUP = 90
 
 

@@ -1,10 +1,11 @@
 """Memory and pace of a fit on many ratings: streamed from Parquet, and held in memory.
 
-python -m benchmarks.scale      # writes benchmarks/results/scale.json; about half an hour on one core
+python -m benchmarks.scale      # writes benchmarks/results/scale.json; some minutes on one core
 
 Ratings are generated: 20,000 users and 5,000 movies, no pair twice, in a random order of users. The data folder is what
 a user would have: entity tables, 60,000 ratings of which the held-out parts are drawn, and a Parquet file with the
-others. Each fit is `levi-train fit` of LEVI over entity views, one epoch, in a process of its own.
+others. Each fit is the first steps of an epoch of LEVI over entity views, size ref, in a process of its own; the
+streamed one has read the whole file once before. A first fit computes the views; those that count find them cached.
 """
 
 from __future__ import annotations
@@ -15,20 +16,32 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pydantic import Field, PositiveInt
+from torch import Tensor
 
 from levi_serve.bundle import Int64Array
 from levi_serve.bundle.commands import Command, run
+from training.backbones import load_backbone
 from training.checkpoint import write_json
-from training.options import Options, default_cache
-from training.run import fit, open_run, versions
+from training.datasets import load
+from training.features import prepare
+from training.fit import Fitter, Fold, Views
+from training.model import SIZES
+from training.options import Options, Recipe, default_cache
+from training.run import accelerator, versions
+from training.splits import split
 from training.stream import BUFFER, Stream
 
 USERS, ITEMS, OWN, GROUP = 20_000, 5_000, 60_000, 250_000
@@ -65,24 +78,25 @@ class Scale(Command):
         "stream",
         "memory",
     )
-    runs: Annotated[Path, Field(description="Folder of the ratings and fits.")] = Path("runs/scale")
+    steps: Annotated[PositiveInt, Field(description="Steps of the epoch that are made.")] = 600
+    runs: Annotated[Path, Field(description="Folder of the ratings.")] = Path("runs/scale")
     cache: Annotated[Path, Field(default_factory=default_cache, description="Folder of cached views.")]
     out: Annotated[Path, Field(description="Where the figures go.")] = Path("benchmarks/results/scale.json")
 
     def __call__(self) -> None:
         """Print a row per fit and write the figures."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for size in self.sizes:
             for way in self.ways:
                 folder = self.runs / f"{way}-{size}"
                 if not (folder / "dataset.toml").exists():
                     generate(folder, size, streamed=way == "stream")
-                done = subprocess.run(
-                    [sys.executable, "-m", "benchmarks.scale", "one", "--folder", folder, "--cache", self.cache],
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                )
+                flags = [f"--folder={folder}", f"--cache={self.cache}"]
+                command = [sys.executable, "-m", "benchmarks.scale", "one", *flags]
+                if not rows:
+                    subprocess.run([*command, "--steps=1"], check=True, capture_output=True)
+                counted = [*command, f"--steps={self.steps}"]
+                done = subprocess.run(counted, check=True, capture_output=True, text=True)
                 rows.append({"ratings": size, "way": way, **json.loads(done.stdout.splitlines()[-1])})
                 print(rows[-1], flush=True)
         facts = {
@@ -93,6 +107,7 @@ class Scale(Command):
             "users": USERS,
             "items": ITEMS,
             "batch": BATCH,
+            "steps": self.steps,
             "row_group": GROUP,
             "buffer": BUFFER,
             "rows": rows,
@@ -101,31 +116,49 @@ class Scale(Command):
 
 
 class One(Command):
-    """One fit in this process: its time, its validation RMSE and the most memory that the process had."""
+    """One fit in this process: its pace, and the most memory that the process had."""
 
     folder: Annotated[Path, Field(description="Folder of generated ratings.")]
     cache: Annotated[Path, Field(description="Folder of cached views.")]
+    steps: Annotated[PositiveInt, Field(description="Steps of the epoch that are made.")]
 
     def __call__(self) -> None:
         """Print one line of JSON."""
-        options = Options(dataset="tables", data=self.folder, epochs=1, batch=BATCH, select="random")
-        out = self.folder / f"run-{time.time_ns()}"
         began = time.monotonic()
-        record = fit(options, out, self.cache, "cpu")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        whole = time.monotonic() - began
-        opened = open_run(out, self.cache, "cpu")
-        fitted = len(opened.train)
+        dataset = load("tables", self.folder)
+        parts, device = split(dataset, 0), torch.device("cpu")
+        stream = Stream.open(dataset, parts.train) if dataset.more else None
+        fitted = parts.train if stream is None else stream
+        opened = time.monotonic() - began
+        prepared = prepare(
+            dataset, fitted, load_backbone(Options().backbone), "entity", SIZES["ref"], self.cache, device
+        )
+        recipe = Recipe(epochs=1, batch=BATCH, select="random")
+        bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
+        with TemporaryDirectory() as folder:
+            fitter = Shortened(Views(prepared), recipe, bounds, accelerator("cpu"), Path(folder), self.steps)
+            began = time.monotonic()
+            train = torch.from_numpy(parts.train) if stream is None else stream
+            fitter._stage("pace", Fold(train, None), 6e-3, None)
+        seconds = time.monotonic() - began
         found = {
-            "fitted": fitted,
-            "streamed": isinstance(opened.train, Stream),
-            "rmse": record.curve[0],
-            "fit_seconds": record.seconds,
-            "ratings_per_second": fitted / record.seconds,
-            "whole_seconds": whole,
-            "peak_mib": peak,
+            "fitted": len(fitted),
+            "open_seconds": round(opened, 1),
+            "steps": self.steps,
+            "ratings_per_second": round(self.steps * BATCH / seconds),
+            "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         }
         print(json.dumps(found))
+
+
+@dataclass(frozen=True)
+class Shortened(Fitter):
+    """The loop, with fewer steps."""
+
+    steps: int = 1
+
+    def _batches(self, *args: Any) -> Iterator[tuple[int, Tensor]]:
+        yield from islice(super()._batches(*args), self.steps)
 
 
 def generate(folder: Path, size: int, *, streamed: bool) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -71,7 +71,7 @@ Files = dict[Path, tuple[list[pa.Table], pq.ParquetWriter]]
 
 
 class Scale(Command):
-    """Generate the ratings and fit them both ways, at each size; sizes that are there are not generated again."""
+    """Generate the ratings and fit them both ways, at each size; what is there is not made again."""
 
     sizes: Annotated[tuple[PositiveInt, ...], Field(description="Ratings.")] = (2_500_000, 25_000_000)
     ways: Annotated[tuple[Literal["stream", "memory"], ...], Field(description="Ways to hold them.")] = (
@@ -85,24 +85,30 @@ class Scale(Command):
 
     def __call__(self) -> None:
         """Print a row per fit and write the figures."""
-        rows: list[dict[str, Any]] = []
-        for size in self.sizes:
-            for way in self.ways:
-                folder = self.runs / f"{way}-{size}"
-                if not (folder / "dataset.toml").exists():
-                    generate(folder, size, streamed=way == "stream")
-                flags = [f"--folder={folder}", f"--cache={self.cache}"]
-                command = [sys.executable, "-m", "benchmarks.scale", "one", *flags]
-                if not rows:
-                    subprocess.run([*command, "--steps=1"], check=True, capture_output=True)
-                counted = [*command, f"--steps={self.steps}"]
-                done = subprocess.run(counted, check=True, capture_output=True, text=True)
-                rows.append({"ratings": size, "way": way, **json.loads(done.stdout.splitlines()[-1])})
+        rows = json.loads(self.out.read_text())["rows"] if self.out.exists() else []
+        for size, way in product(self.sizes, self.ways):
+            if not any((row["ratings"], row["way"]) == (size, way) for row in rows):
+                rows.append({"ratings": size, "way": way, **self._measure(size, way)})
                 print(rows[-1], flush=True)
+                self._write(rows)
+
+    def _measure(self, size: int, way: str) -> dict[str, Any]:
+        folder = self.runs / f"{way}-{size}"
+        if not (folder / "dataset.toml").exists():
+            generate(folder, size, streamed=way == "stream")
+        command = [sys.executable, "-m", "benchmarks.scale", "one", f"--folder={folder}", f"--cache={self.cache}"]
+        if not (self.runs / "cached").exists():
+            subprocess.run([*command, "--steps=1"], check=True, capture_output=True)
+            (self.runs / "cached").touch()
+        done = subprocess.run([*command, f"--steps={self.steps}"], check=True, capture_output=True, text=True)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
         facts = {
             "command": "python -m benchmarks.scale",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{platform.system()} {platform.machine()}, CPU only",
+            "machine": f"{platform.system()} {platform.machine()}, CPU only, beside other work",
             "versions": versions(),
             "users": USERS,
             "items": ITEMS,

@@ -16,10 +16,11 @@ from fastapi.openapi.utils import get_openapi
 
 from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.keys import Keys
+from levi_serve.bundle.redis_url import is_redis
 from levi_serve.cache import RowCache
 from levi_serve.cores import lower_priority, usable_cores
 from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
-from levi_serve.feedback import FeedbackLog
+from levi_serve.feedback import Feedback, FolderLog, Log
 from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
@@ -73,9 +74,11 @@ def build_app(
             await loading
             if live.service is None:
                 live.give_up(RunError(live.reason))
-        watching = asyncio.create_task(rollout.run(settings.watch_s))
+        tasks = [loading, asyncio.create_task(rollout.run(settings.watch_s))]
+        if feedback is not None:
+            tasks.append(asyncio.create_task(feedback.watch()))
         yield
-        for task in (watching, loading):
+        for task in tasks:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -97,7 +100,7 @@ def build_app(
     router.include_router(build_monitor_router(live, settings.monitor_days, settings.monitor_rate))
     feedback = None
     if settings.feedback is not None:
-        feedback = FeedbackLog(settings.feedback, settings.feedback_max_mib << 20, settings.max_queue, metrics)
+        feedback = Feedback(_log(settings.feedback, settings), settings.max_queue, metrics)
     router.include_router(build_feedback_router(live, feedback, settings.max_body_bytes, settings.timeout_ms / 1000))
     admin = Token(settings.admin_token.get_secret_value()) if settings.admin_token else None
     router.include_router(
@@ -217,6 +220,16 @@ def _engine(version: Version, store: Store, wire: Wire, settings: ServeSettings,
         return EntityEngine(store, wire, limits, metrics, version.predictor, version.encoder, recommender)
     reader = PairReader(version.manifest, version.tokenizer)
     return PairEngine(store, wire, limits, metrics, version.predictor, reader, version.unknown)
+
+
+def _log(place: str, settings: ServeSettings) -> Log:
+    """The feedback log at this place."""
+    max_bytes = settings.feedback_max_mib << 20
+    if not is_redis(place):
+        return FolderLog(Path(place), max_bytes)
+    from levi_serve.stream import StreamLog  # noqa: PLC0415 - importing Redis takes 0.1 s, and most servers need none
+
+    return StreamLog(place, settings.model, max_bytes)
 
 
 async def _first(rollout: Rollout, live: Live) -> None:

@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -30,10 +29,9 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.maint_notifications import MaintNotificationsConfig
 
 from levi_serve.bundle.commands import RunError
-from levi_serve.redis_url import is_cluster, node_url, shown
+from levi_serve.bundle.redis_url import client_options, is_cluster, node_url, shown
 
 log = logging.getLogger("levi")
 
@@ -191,15 +189,7 @@ class Remote:
 
 def connect(url: str, timeout_s: float) -> Client:
     """A client that waits no longer than `timeout_s` for a connection or an answer."""
-    options: dict[str, Any] = {
-        "protocol": 3,
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
-        # Only for a connection that was cut while nobody used it: one that is refused or silent is not tried again.
-        "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-    }
-    return (RedisCluster if is_cluster(url) else Redis).from_url(node_url(url), **options)
+    return (RedisCluster if is_cluster(url) else Redis).from_url(node_url(url), **client_options(timeout_s, Retry))
 
 
 async def _mget(client: Client, keys: Sequence[bytes]) -> list[bytes | None]:

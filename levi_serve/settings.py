@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import CliPositionalArg, NoDecode
 
 from levi_serve.bundle.commands import Command
-from levi_serve.redis_url import check_redis_url
+from levi_serve.bundle.redis_url import check_redis_url, is_redis
 from levi_serve.repository import Policy
 
 
@@ -34,9 +34,15 @@ def _policy(version: Any) -> str:
     return str(version)
 
 
+def _place(place: str) -> str:
+    return check_redis_url(place) if is_redis(place) else place
+
+
 _TOKENS = ("token", "admin_token")
 VersionPolicy: TypeAlias = Annotated[str, BeforeValidator(_policy)]
 RedisUrl: TypeAlias = Annotated[str, AfterValidator(check_redis_url)]
+Place: TypeAlias = Annotated[str, BeforeValidator(str), Field(min_length=1), AfterValidator(_place)]
+"""On this machine, or in Redis."""
 Names: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """One flag per name, or names with commas between them."""
 
@@ -151,9 +157,13 @@ class ServeSettings(ModelSettings):
         description="What to do about a `--remote-only` entity while Redis cannot say who it is: `degrade` answers as "
         "for an unknown one and marks the answer, `error` refuses with 503.",
     )
-    feedback: Path | None = Field(None, description="Folder of the feedback log; unset, `POST /feedback` is refused.")
+    feedback: Place | None = Field(
+        None,
+        description="Folder of the feedback log, or the URL of a Redis that keeps it as a stream; unset, "
+        "`POST /feedback` is refused.",
+    )
     feedback_max_mib: PositiveInt = Field(
-        1024, description="Size of all files in that folder, at most; more is refused until retraining has taken it."
+        1024, description="Size of the feedback log, at most; more is refused until retraining has taken it."
     )
     drain_s: float = Field(
         1.0,

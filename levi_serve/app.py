@@ -19,15 +19,10 @@ from levi_serve.bundle.keys import Keys
 from levi_serve.bundle.redis_url import is_redis
 from levi_serve.cache import RowCache
 from levi_serve.cores import lower_priority, usable_cores
-<<<<<<< HEAD
-from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
-from levi_serve.feedback import Feedback, FolderLog, Log
-=======
 from levi_serve.engine import Engine, Limits
 from levi_serve.engine_entity import EntityEngine
 from levi_serve.engine_pair import PairEngine
-from levi_serve.feedback import FeedbackLog
->>>>>>> main
+from levi_serve.feedback import Feedback, FolderLog, Log
 from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from levi_serve.bundle.commands import RunError
+from levi_serve.bundle.entities import open_entities
 from levi_serve.bundle.keys import Keys
 from levi_serve.bundle.redis_url import is_redis
 from levi_serve.cache import RowCache
@@ -22,14 +23,18 @@ from levi_serve.cores import lower_priority, usable_cores
 from levi_serve.engine import Engine, Limits
 from levi_serve.engine_entity import EntityEngine
 from levi_serve.engine_pair import PairEngine
+from levi_serve.entities import Entities
+from levi_serve.errors import BackendError, EntitiesError
 from levi_serve.feedback import Feedback, FolderLog, Log
 from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
+from levi_serve.metrics_fleet import FleetMetrics
 from levi_serve.monitor.detector import Detector
 from levi_serve.monitor.streams import threshold
 from levi_serve.monitor.watch import Monitor, state_file
 from levi_serve.observer import Observer
+from levi_serve.overlay import Overlay
 from levi_serve.page.router import build_page
 from levi_serve.predictor import PairReader, entity_feeds
 from levi_serve.problems import handle_problems, problem_schemas
@@ -38,6 +43,7 @@ from levi_serve.recommend import Recommender
 from levi_serve.repository import Policy
 from levi_serve.rollout import Rollout
 from levi_serve.routes import build_router, methods_by_path
+from levi_serve.routes_entities import build_entities_router
 from levi_serve.routes_feedback import build_feedback_router
 from levi_serve.routes_inference import build_inference_router
 from levi_serve.routes_monitor import build_monitor_router
@@ -63,10 +69,20 @@ def build_app(
     ready, and able to say why. One that `replaces` another while others serve starts when it is ready, or not at all.
     Workers of one server have a folder that they have `shared`.
     """
+    fleet = FleetMetrics(metrics.own)
+    entities = None
+    if settings.entities is not None:
+        entities = Entities(open_entities(settings.entities, settings.model), settings.entities_max, fleet)
     wishes = WishList(Wishes(stable=settings.stable, canary=settings.canary), shared)
     policy = Policy.parse(settings.version)
     rollout = Rollout(
-        live, metrics, settings.model_repo, settings.model, policy, wishes, partial(bring_up, settings, metrics)
+        live,
+        metrics,
+        settings.model_repo,
+        settings.model,
+        policy,
+        wishes,
+        partial(bring_up, settings, metrics, entities=entities),
     )
 
     @asynccontextmanager
@@ -79,6 +95,8 @@ def build_app(
         tasks = [loading, asyncio.create_task(rollout.run(settings.watch_s))]
         if feedback is not None:
             tasks.append(asyncio.create_task(feedback.watch()))
+        if entities is not None:
+            tasks.append(asyncio.create_task(entities.watch(partial(live.follow, entities))))
         yield
         for task in tasks:
             task.cancel()
@@ -87,6 +105,8 @@ def build_app(
         await live.close()
         if feedback is not None:
             await feedback.close()
+        if entities is not None:
+            entities.close()
         wishes.close()
 
     app = FastAPI(
@@ -110,6 +130,9 @@ def build_app(
             live, settings.model, settings.max_body_bytes, settings.max_pairs, settings.timeout_ms / 1000
         )
     )
+    router.include_router(
+        build_entities_router(live, entities, feedback, admin, settings.max_body_bytes, settings.timeout_ms / 1000)
+    )
     router.include_router(build_repository_router(live, rollout, settings.model, admin, settings.max_body_bytes))
     app.include_router(router)
     app.include_router(build_page())
@@ -123,11 +146,18 @@ def build_app(
     return app
 
 
-async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, beside: Service | None = None) -> Service:
-    """A version, opened beside the one in service, and proven through its own engine.
+async def bring_up(
+    settings: ServeSettings,
+    metrics: Metrics,
+    number: int,
+    beside: Service | None = None,
+    entities: Entities | None = None,
+) -> Service:
+    """A version, opened beside the one in service, and proven through its own engine; then it learns of `entities`.
 
     Raises:
         BundleError: it cannot be used.
+        BackendError: its encoder does not answer.
         DeviceError: the device is not there.
 
     """
@@ -137,14 +167,21 @@ async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, besid
     version, wire, lists = await opening
     async with AsyncExitStack() as undo:
         undo.callback(version.close)
-        engine = _engine(version, await _store(version, settings, metrics), wire, settings, metrics)
+        store = await _store(version, settings, metrics)
+        overlay = Overlay(store, version.manifest, version.tables, version.unknown)
+        engine = _engine(version, overlay, wire, settings, metrics)
         undo.push_async_callback(engine.close)
         difference = await prove(version, engine)
+        if entities is not None:
+            with suppress(EntitiesError):  # tried again and again, and then told in the log
+                await entities.look()
+            if not await overlay.follow(entities, engine.row):
+                raise BackendError("the entities that were put cannot be encoded at the moment")
         monitor = _monitor(version, settings, metrics)
         undo.pop_all()
     if monitor is not None:
         engine.watch(monitor)  # only now: golden examples are no traffic
-    return Service(version, engine, wire, lists, difference, monitor)
+    return Service(version, engine, wire, lists, overlay, difference, monitor)
 
 
 def _open(
@@ -208,7 +245,7 @@ async def _store(version: Version, settings: ServeSettings, metrics: Metrics) ->
     return TieredStore(keys, (users, items), version.unknown, remote, cache, settings.absent_s, settings.redis_ttl_s)
 
 
-def _engine(version: Version, store: Store, wire: Wire, settings: ServeSettings, metrics: Metrics) -> Engine:
+def _engine(version: Version, store: Overlay, wire: Wire, settings: ServeSettings, metrics: Metrics) -> Engine:
     limits = Limits(
         settings.max_batch, settings.max_tokens, settings.encode_batch, settings.max_queue, settings.on_missing
     )
@@ -217,7 +254,11 @@ def _engine(version: Version, store: Store, wire: Wire, settings: ServeSettings,
         recommender = None
         if items is not None:
             recommender = Recommender(
-                lambda user, item: version.predictor.score(entity_feeds(user, item)), items, users, version.rated
+                lambda user, item: version.predictor.score(entity_feeds(user, item)),
+                items,
+                users,
+                version.rated,
+                store.additions,
             )
         return EntityEngine(store, wire, limits, metrics, version.predictor, version.encoder, recommender)
     reader = PairReader(version.manifest, version.tokenizer)

@@ -53,7 +53,7 @@ _NO_REDIS = "what listens there does not answer as Redis does; is it another ser
 _ADVICE: tuple[tuple[tuple[type[Exception], ...], str | None], ...] = (
     ((ssl.SSLError,), "{}; rediss:// needs a TLS port whose certificate the system trusts, or ?ssl_ca_certs=FILE"),
     ((AuthenticationError, AuthorizationError), "{}; put user and password into the URL: redis://USER:PASSWORD@HOST"),
-    ((NoPermissionError,), "{}; the user needs MGET and SET on keys levi:*, in a cluster CLUSTER SLOTS too"),
+    ((NoPermissionError,), "{}; the user needs MGET, SET and DEL on keys levi:*, in a cluster CLUSTER SLOTS too"),
     ((MovedError, ClusterCrossSlotError), "it is a Redis Cluster; write redis+cluster:// or rediss+cluster://"),
     ((InvalidResponse,), _NO_REDIS),
     ((ClusterDownError,), None),
@@ -135,6 +135,19 @@ class Remote:
         task = asyncio.create_task(self._write(key, value, ttl_s))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
+
+    async def delete(self, keys: Sequence[bytes]) -> bool:
+        """Whether they are known to be gone."""
+        if not self.available:
+            return False
+        try:
+            async with asyncio.timeout(max(self._timeout_s, PROBE_S)):
+                for key in keys:  # in a cluster each may lie on another node
+                    await self._client.delete(key)
+        except Exception:  # noqa: BLE001 - as in `get`
+            self.write_failures += 1
+            return False
+        return True
 
     async def close(self) -> None:
         """End what is under way and disconnect."""

@@ -165,6 +165,15 @@ class ServeSettings(ModelSettings):
     feedback_max_mib: PositiveInt = Field(
         1024, description="Size of the feedback log, at most; more is refused until retraining has taken it."
     )
+    entities: Place | None = Field(
+        None,
+        description="File (SQLite, on a local disk) or Redis URL that keeps what `PUT` and `DELETE /entities` say; "
+        "servers that share it share them. Unset, they are refused.",
+    )
+    entities_max: PositiveInt = Field(
+        10_000,
+        description="Entities on that list, erased ones included, at most. Each is encoded when a version is loaded.",
+    )
     drain_s: float = Field(
         1.0,
         ge=0,
@@ -207,8 +216,8 @@ class ServeSettings(ModelSettings):
     )
     admin_token: SecretStr | None = Field(
         None,
-        description="Bearer token for `/v2/repository`, which loads and unloads versions; it opens everything else as "
-        "well. Without one nobody may.",
+        description="Bearer token for `/entities` and for `/v2/repository`, which loads and unloads versions; it opens "
+        "everything else as well. Without one nobody may.",
     )
     admin_token_file: Path | None = Field(None, description="File that holds the admin token.")
     stable: PositiveInt | None = Field(

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from levi_serve.bundle.commands import RunError
@@ -25,7 +25,7 @@ from levi_serve.engine_entity import EntityEngine
 from levi_serve.engine_pair import PairEngine
 from levi_serve.entities import Entities
 from levi_serve.errors import BackendError, EntitiesError
-from levi_serve.feedback import Feedback, FolderLog, Log
+from levi_serve.feedback import Feedback, FolderLog
 from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
@@ -51,6 +51,7 @@ from levi_serve.routes_recommend import build_recommend_router
 from levi_serve.routes_repository import build_repository_router
 from levi_serve.settings import ServeSettings
 from levi_serve.store import Store, TableStore
+from levi_serve.trial import Trial
 from levi_serve.versions import Version, load
 from levi_serve.wire import Wire
 from levi_serve.wire_recommend import RecommendWire
@@ -70,9 +71,9 @@ def build_app(
     Workers of one server have a folder that they have `shared`.
     """
     fleet = FleetMetrics(metrics.own)
-    entities = None
-    if settings.entities is not None:
-        entities = Entities(open_entities(settings.entities, settings.model), settings.entities_max, fleet)
+    trial = Trial(live, settings.canary_share, settings.shadow_share, fleet)
+    entities, feedback = _entities(settings, fleet), _feedback(settings, metrics)
+    admin = Token(settings.admin_token.get_secret_value()) if settings.admin_token else None
     wishes = WishList(Wishes(stable=settings.stable, canary=settings.canary), shared)
     policy = Policy.parse(settings.version)
     rollout = Rollout(
@@ -102,6 +103,7 @@ def build_app(
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        await trial.close()
         await live.close()
         if feedback is not None:
             await feedback.close()
@@ -117,23 +119,7 @@ def build_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
-    router.include_router(build_recommend_router(live, settings.max_body_bytes, settings.timeout_ms / 1000))
-    router.include_router(build_monitor_router(live, settings.monitor_days, settings.monitor_rate))
-    feedback = None
-    if settings.feedback is not None:
-        feedback = Feedback(_log(settings.feedback, settings), settings.max_queue, metrics)
-    router.include_router(build_feedback_router(live, feedback, settings.max_body_bytes, settings.timeout_ms / 1000))
-    admin = Token(settings.admin_token.get_secret_value()) if settings.admin_token else None
-    router.include_router(
-        build_inference_router(
-            live, settings.model, settings.max_body_bytes, settings.max_pairs, settings.timeout_ms / 1000
-        )
-    )
-    router.include_router(
-        build_entities_router(live, entities, feedback, admin, settings.max_body_bytes, settings.timeout_ms / 1000)
-    )
-    router.include_router(build_repository_router(live, rollout, settings.model, admin, settings.max_body_bytes))
+    router = _router(settings, live, metrics, rollout, trial, feedback, entities, admin)
     app.include_router(router)
     app.include_router(build_page())
     if settings.token:
@@ -141,7 +127,7 @@ def build_app(
         app.add_middleware(Guard, tokens=tokens, count=metrics.problem)
     app.add_middleware(Observer, live=live, metrics=metrics, access_log=settings.access_log)
     handle_problems(app, methods_by_path(router), metrics.problem)
-    app.state.rollout = rollout
+    app.state.rollout, app.state.trial = rollout, trial
     app.openapi = lambda: _openapi(app, live, settings.token is not None)  # type: ignore[method-assign]
     return app
 
@@ -265,14 +251,45 @@ def _engine(version: Version, store: Overlay, wire: Wire, settings: ServeSetting
     return PairEngine(store, wire, limits, metrics, version.predictor, reader, version.unknown)
 
 
-def _log(place: str, settings: ServeSettings) -> Log:
-    """The feedback log at this place."""
-    max_bytes = settings.feedback_max_mib << 20
+def _router(
+    settings: ServeSettings,
+    live: Live,
+    metrics: Metrics,
+    rollout: Rollout,
+    trial: Trial,
+    feedback: Feedback | None,
+    entities: Entities | None,
+    admin: Token | None,
+) -> APIRouter:
+    """All endpoints but the page."""
+    name, limits = settings.model, (settings.max_body_bytes, settings.timeout_ms / 1000)
+    router = build_router(live, trial, metrics, name, *limits)
+    router.include_router(build_recommend_router(live, trial, *limits))
+    router.include_router(build_monitor_router(live, settings.monitor_days, settings.monitor_rate))
+    router.include_router(build_feedback_router(live, trial, feedback, *limits))
+    router.include_router(build_entities_router(live, entities, feedback, admin, *limits))
+    router.include_router(build_inference_router(live, name, limits[0], settings.max_pairs, limits[1]))
+    router.include_router(build_repository_router(live, rollout, name, admin, limits[0]))
+    return router
+
+
+def _feedback(settings: ServeSettings, metrics: Metrics) -> Feedback | None:
+    """The way into the feedback log, if there is to be one."""
+    place, max_bytes = settings.feedback, settings.feedback_max_mib << 20
+    if place is None:
+        return None
     if not is_redis(place):
-        return FolderLog(Path(place), max_bytes)
+        return Feedback(FolderLog(Path(place), max_bytes), settings.max_queue, metrics)
     from levi_serve.stream import StreamLog  # noqa: PLC0415 - importing Redis takes 0.1 s, and most servers need none
 
-    return StreamLog(place, settings.model, max_bytes)
+    return Feedback(StreamLog(place, settings.model, max_bytes), settings.max_queue, metrics)
+
+
+def _entities(settings: ServeSettings, metrics: FleetMetrics) -> Entities | None:
+    """The copy of the list of entities, if there is to be one."""
+    if settings.entities is None:
+        return None
+    return Entities(open_entities(settings.entities, settings.model), settings.entities_max, metrics)
 
 
 async def _first(rollout: Rollout, live: Live) -> None:

@@ -16,6 +16,7 @@ from levi_serve.feedback import Feedback
 from levi_serve.live import Live, Service
 from levi_serve.problems import documented
 from levi_serve.store import State
+from levi_serve.trial import Trial
 
 
 class Receipt(BaseModel):
@@ -25,7 +26,9 @@ class Receipt(BaseModel):
     unknown: list[str] = Field(description="entities that are not in the catalogue; stored all the same")
 
 
-def build_feedback_router(live: Live, feedback: Feedback | None, max_body_bytes: int, timeout_s: float) -> APIRouter:
+def build_feedback_router(
+    live: Live, trial: Trial, feedback: Feedback | None, max_body_bytes: int, timeout_s: float
+) -> APIRouter:
     """The endpoint over the `feedback` log; without one it refuses."""
     router = APIRouter()
 
@@ -48,6 +51,8 @@ def build_feedback_router(live: Live, feedback: Feedback | None, max_body_bytes:
         with live.current() as service:
             event = await _event(service, service.wire.feedback(body))
         await feedback.append(event, deadline)
+        if not event.unknown:
+            trial.learn(event)
         return Receipt(id=event.id, unknown=list(event.unknown))
 
     return router

@@ -224,7 +224,23 @@ class ServeSettings(ModelSettings):
         None, description="Version that answers, as soon as it is loaded; unset, the newest of `version`."
     )
     canary: PositiveInt | None = Field(
-        None, description="Version to try beside it, if it is loaded: it answers those who name it."
+        None,
+        description="Version to try beside it, if it is loaded: it answers those who name it, and `canary_share`.",
+    )
+    canary_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the users that the canary answers, by a hash of the user: 0.05 is one in twenty.",
+    )
+    shadow_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the users whose predictions are made by both versions, to compare them; one is answered. "
+        "Costs about as much as answering these users twice, and they do without the express lane.",
     )
     watch_s: float = Field(
         1.0,

@@ -77,7 +77,8 @@ class PairEngine(Engine):
 
     async def row(self, side: int, attributes: Attributes, deadline: float = math.inf) -> HalfArray:
         """Its text is read with each pair: the row is everybody's."""
-        return self._unknown[side]
+        row: HalfArray = self._unknown[side]
+        return row
 
     def _known(self, side: int, given: Given | Encoded) -> Known:
         return Encoded(given, self._unknown[side]) if isinstance(given, Mapping) else given

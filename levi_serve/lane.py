@@ -122,19 +122,21 @@ class Lane(Protocol):
         user, item, timeout = request
         if self._trial.active:
             service, other = self._trial.choose(user)
-            if other is not None or not isinstance(service.engine, EntityEngine):
+            if other is not None:
                 return False
+        engine = service.engine
+        assert isinstance(engine, EntityEngine)  # the canary's is of the same kind
         self._unset_keepalive_if_required()
         self._service = service
         deadline = self._seen + (self._timeout_s if timeout is None else timeout)
-        if retry_after := service.engine.crowded(deadline, self._seen):
+        if retry_after := engine.crowded(deadline, self._seen):
             # Not at once: who is told within a turn of the loop sends the next request within the same turn, and while
             # there is always one more to be read and refused, no run begins.
             self._job = Job((), math.inf, self._reply, self._seen)
             self.loop.call_soon(self._job.end, OverloadedError(retry_after))
             return True
         try:
-            self._job = service.engine.put(Pair(user, item), deadline, self._reply)
+            self._job = engine.put(Pair(user, item), deadline, self._reply)
         except ServeError as error:
             self._refuse(error)
         return True

@@ -63,7 +63,10 @@ class StreamLog:
         with self._redis.pipeline(transaction=False) as pipe:
             for line in lines:
                 pipe.xadd(self._key, {FIELD: line})
-            pipe.execute()
+            answers = pipe.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
         return Backlog(size, oldest)
 
     def _look(self) -> Backlog:

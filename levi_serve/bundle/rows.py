@@ -83,11 +83,13 @@ class Table:
     def places(self, ids: Sequence[Id]) -> DoubleArray:
         """Where ids [len(ids)] that may be new would stand among the rows: k − ½ before row k."""
         if self.ids.dtype.kind != "S":
-            return self.ids.searchsorted(np.array(ids, dtype=np.int64)) - 0.5
+            before: AnyArray = self.ids.searchsorted(np.array(ids, dtype=np.int64))
+            return before.astype(np.float64) - 0.5
         keys = [str(i).encode("utf-8", "surrogatepass") for i in ids]
         wanted = np.array(keys, dtype=self.ids.dtype)  # cut to the table's width: behind the id that it then equals
         longer = np.array([len(key) > self.ids.itemsize for key in keys])
-        return np.where(longer, self.ids.searchsorted(wanted, "right"), self.ids.searchsorted(wanted)) - 0.5
+        before = np.where(longer, self.ids.searchsorted(wanted, "right"), self.ids.searchsorted(wanted))
+        return before.astype(np.float64) - 0.5
 
     def _find(self, wanted: AnyArray) -> Int64Array:
         """Row numbers of `wanted`, which has the ids' own type: another one would have the whole table converted."""

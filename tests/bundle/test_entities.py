@@ -1,4 +1,4 @@
-"""levi_serve.bundle.entities: the last change of each entity, in order, from a file or Redis; what is erased is gone."""
+"""levi_serve.bundle.entities: the last change of each entity, in order; what is erased is gone, from file and Redis."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_unknown_ids(app: RunningApp, place: str) -> None:
     assert 0 <= time.time() - metric(text, "levi_feedback_oldest_timestamp_seconds") < 60
     size = metric(text, "levi_feedback_backlog_bytes")
     lines = sum(len(encode_event(event)) for event in read_events(place))
-    assert size == lines if "://" not in place else lines < size < 2000  # Redis rounds it up
+    assert size == lines if "://" not in place else lines < size < 10_000  # Redis takes a few pages at once
 
 
 def metric(text: str, name: str) -> float:
@@ -269,7 +269,7 @@ def test_a_stream_that_is_full_or_gone(tmp_path: Path) -> None:
         server.client.xtrim(stream_key("levi"), maxlen=1)  # as retraining does
         assert 0 < log.append([encode_event(event("y"))]).size < 40_000
         server.client.config_set("maxmemory", 1)
-        with pytest.raises(FeedbackError, match="OOM"):
+        with pytest.raises(FeedbackError, match="maxmemory"):
             log.append([encode_event(event("z"))])
     finally:
         log.close()

@@ -39,7 +39,9 @@ def run(repository: Path, tmp_path: Path) -> Iterator[Callable[..., RunningApp]]
     def start(**shares: float) -> RunningApp:
         chosen = settings(repository, watch_s=3600, feedback=tmp_path / "log", **BOTH, **shares)
         apps.append(RunningApp(chosen))
-        return apps[-1].__enter__()
+        app = apps[-1].__enter__()
+        until(lambda: app.live.labels == {"stable": 1, "canary": 2})
+        return app
 
     yield start
     for app in apps:

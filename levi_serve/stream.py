@@ -13,7 +13,7 @@ from levi_serve.bundle.feedback import FIELD, stream_key
 from levi_serve.bundle.redis_url import open_redis, shown
 from levi_serve.bundle.rows import Id
 from levi_serve.errors import FeedbackError
-from levi_serve.feedback import Backlog, is_of
+from levi_serve.feedback import Backlog, names
 
 log = logging.getLogger("levi")
 
@@ -79,10 +79,10 @@ class StreamLog:
         return Backlog(size or 0, oldest)
 
     def _erase(self, side: int, id_: Id) -> int:
-        erased, after = 0, "-"
+        erased, after, unwanted = 0, "-", names(side, id_)
         while entries := self._redis.xrange(self._key, min=after, count=_CHUNK):
             after = f"({entries[-1][0].decode()}"
-            if found := [number for number, fields in entries if is_of(fields.get(FIELD, b""), side, id_)]:
+            if found := [number for number, fields in entries if unwanted(fields.get(FIELD, b""))]:
                 erased += self._redis.xdel(self._key, *found)
         return erased
 

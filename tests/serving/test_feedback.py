@@ -229,7 +229,8 @@ def test_erasing(place: str) -> None:
     """
     one, other = the_log(place), the_log(place)
     one.append([encode_event(event(f"a{i}", user=i % 3, item=9)) for i in range(6)])
-    other.append([encode_event(event("b0", user=1, item=1)), encode_event(event("b1", user=11, item=9))])
+    more = event("b1", user=11, item=9).model_copy(update={"attributes": {"movie": {"title": '"user":1,'}}})
+    other.append([encode_event(event("b0", user=1, item=1)), encode_event(more)])
     assert one.erase(0, 1) == 3
     assert [e.id for e in read_events(place)] == ["a0", "a2", "a3", "a5", "b1"]
     assert other.erase(1, 9) == 5
@@ -290,6 +291,19 @@ def test_a_stream_that_is_silent(tmp_path: Path, entity_toy_repository: Path) ->
         assert [e.id for e in read_events(server.url)].count("late") == 1
     finally:
         server.kill()
+
+
+def test_a_clock_in_the_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost or written over when the clock goes back; each id is still read once."""
+    for now in (2 * 10**18, 10**18, 10**18 + 1):
+        monkeypatch.setattr(feedback_module.time, "time_ns", lambda now=now: now)
+        log = FolderLog(tmp_path, 1 << 20)
+        log.append([encode_event(event("same")), encode_event(event(str(now)))])
+        log.close()
+    events = Events(tmp_path)
+    assert sorted(e.id for e in events) == sorted(["same", *(str(n) for n in (2 * 10**18, 10**18, 10**18 + 1))])
+    assert events.repeated == 2
+    assert FolderLog(tmp_path, 1 << 20).backlog().oldest == 1e9
 
 
 def test_a_stream_that_forgets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -33,6 +33,9 @@ _EVENTS = 4096
 """In one write."""
 _LOOK_S = 15.0
 """Between two looks at the backlog while nothing is written: retraining may have taken it away."""
+_FILE_BYTES = 16 << 20
+_FILE_S = 3600.0
+"""A file that is larger or older than these gets a successor."""
 _LOCK = ".lock"
 _BUFFER = 1 << 20
 
@@ -137,7 +140,8 @@ class Feedback:
 
 class FolderLog:
     """Files in a folder. Each process appends to one of its own, so that nobody waits for another one's disk and a
-    torn end is never followed by anything. Only who erases keeps all others from writing.
+    torn end is never followed by anything. It holds that file's lock as long as it writes to it, and begins a new one
+    now and then: retraining takes away the files that nobody has locked. Only who erases keeps all others from writing.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -147,6 +151,8 @@ class FolderLog:
         self._folder = folder
         self._max_bytes = max_bytes
         self._file: tuple[Path, int] | None = None
+        self._size = 0
+        self._begun = 0.0
 
     def append(self, lines: Sequence[bytes]) -> Backlog:
         """One write and one fsync."""
@@ -163,6 +169,7 @@ class FolderLog:
                 while written < len(content):
                     written += os.write(file, content[written:])
                 os.fdatasync(file)
+                self._size += written
         except OSError as error:
             # What a failed fsync has left on the disk nobody knows: these events are not acknowledged, and the next
             # ones go to another file.
@@ -199,18 +206,20 @@ class FolderLog:
             self._file = None
 
     def _open(self) -> int:
-        """The file of this process; another one if somebody has taken it away or written it anew."""
+        """The file of this process; another one if it is large or old, or was taken away or written anew."""
         if self._file is not None:
             path, file = self._file
-            try:
-                if os.fstat(file).st_ino == path.stat().st_ino:
+            fresh = self._size <= _FILE_BYTES and time.monotonic() - self._begun <= _FILE_S
+            with suppress(FileNotFoundError):
+                if fresh and os.fstat(file).st_ino == path.stat().st_ino:
                     return file
-            except FileNotFoundError:
-                pass
             self.close()
         path = self._folder / f"{time.time_ns():020}-{os.getpid()}{SUFFIX}"
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
-        self._file = path, file
+        unnamed = path.with_suffix(".new")  # locked before anybody could find it
+        file = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
+        self._file, self._size, self._begun = (path, file), 0, time.monotonic()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        unnamed.rename(path)
         _sync(self._folder)  # the file's name has to last as well
         return file
 

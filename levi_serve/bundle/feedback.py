@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -99,15 +99,15 @@ class _Once(ABC):
 
 
 class Events(_Once):
-    """The events of a folder, in the order of its files' names."""
+    """The events of a folder, in the order of its files' names, or of one such file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, place: Path) -> None:
         """A folder that is not there has none."""
         super().__init__()
-        self.folder = folder
+        self.place = place
 
     def _lines(self) -> Iterator[bytes]:
-        for file in sorted(self.folder.glob(f"*{SUFFIX}")):
+        for file in [self.place] if self.place.is_file() else sorted(self.place.glob(f"*{SUFFIX}")):
             with file.open("rb") as lines:
                 yield from lines
 
@@ -120,13 +120,27 @@ class StreamEvents(_Once):
         super().__init__()
         self._url = url
         self._key = stream_key(model)
+        self._last: bytes | None = None
+
+    @contextmanager
+    def emptied(self) -> Iterator[None]:
+        """Take what has been read out of the stream when the block ends well; unless lines are damaged: then everything
+        stays, for somebody to look at. What comes meanwhile stays.
+        """
+        self._last = None
+        yield
+        if self._last is not None and not self.damaged:
+            milliseconds, _, number = self._last.decode().partition("-")
+            with closing(open_redis(self._url, _TIMEOUT_S)) as redis:
+                redis.xtrim(self._key, minid=f"{milliseconds}-{int(number) + 1}", approximate=False)
 
     def _lines(self) -> Iterator[bytes]:
         with closing(open_redis(self._url, _TIMEOUT_S)) as redis:
             after = "-"
             while entries := redis.xrange(self._key, min=after, count=_CHUNK):
-                for _, fields in entries:
+                for number, fields in entries:
                     yield fields.get(FIELD, b"\n")
+                    self._last = number
                 after = f"({entries[-1][0].decode()}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -277,6 +278,25 @@ def test_a_stream_that_is_full_or_gone(tmp_path: Path) -> None:
         server.kill()
 
 
+def test_taking_from_a_stream(redis: RedisServer) -> None:
+    """What was read goes, if all went well and nothing is damaged; what came meanwhile stays."""
+    redis.client.flushall()
+    log, events = StreamLog(redis.url, "levi", 1 << 20), StreamEvents(redis.url, "levi")
+    log.append([encode_event(event(str(i))) for i in range(5)])
+    with suppress(ZeroDivisionError), events.emptied():
+        assert len(list(events)) == 5
+        raise ZeroDivisionError
+    with events.emptied():
+        assert len(list(events)) == 5
+        log.append([encode_event(event("later"))])
+    assert [e.id for e in events] == ["later"]
+    redis.client.xadd(stream_key("levi"), {"e": "damage\n"})
+    with events.emptied():
+        assert len(list(events)) == 1
+    assert redis.client.xlen(stream_key("levi")) == 2
+    log.close()
+
+
 def test_a_stream_that_is_silent(tmp_path: Path, entity_toy_repository: Path) -> None:
     """A 503 or a 504 within the request's time, and predictions go on."""
     server = RedisServer(tmp_path)
@@ -304,6 +324,33 @@ def test_a_clock_in_the_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert sorted(e.id for e in events) == sorted(["same", *(str(n) for n in (2 * 10**18, 10**18, 10**18 + 1))])
     assert events.repeated == 2
     assert FolderLog(tmp_path, 1 << 20).backlog().oldest == 1e9
+
+
+def test_files_that_nobody_writes_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is locked while it is written to; a large one gets a successor; one that was taken away is missed by
+    nobody.
+    """
+    monkeypatch.setattr(feedback_module, "_FILE_BYTES", 300)
+    log = FolderLog(tmp_path, 1 << 20)
+    for i in range(5):
+        log.append([encode_event(event(str(i)))])
+    first, second = sorted(tmp_path.glob("*.events"))
+    assert [is_locked(file) for file in (first, second)] == [False, True]
+    second.unlink()
+    log.append([encode_event(event("5"))])
+    (third,) = set(tmp_path.glob("*.events")) - {first}
+    assert [e.id for e in Events(third)] == ["5"]
+    log.close()
+    assert not is_locked(third)
+
+
+def is_locked(file: Path) -> bool:
+    with file.open() as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 def test_a_stream_that_forgets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

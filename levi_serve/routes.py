@@ -140,8 +140,8 @@ async def ready(live: Live, service: Service | None = None) -> None:
         try:
             first = asked.version.examples[0]  # by ids
             await asked.engine.predict([Probe(*first)])  # type: ignore[arg-type]
-        except OverloadedError:
-            pass  # it is at work
+        except (OverloadedError, UnknownIdError):
+            pass  # it is at work; or these ids were erased, and it answered that
         except Exception as error:
             raise NotReadyError(f"the model does not answer: {error}") from error
 

@@ -258,6 +258,7 @@ def test_too_many(toy: Toy, run: Callable[..., RunningApp]) -> None:
     assert [put(app, f"movie/{9000 + i}", FILM).status_code for i in range(3)] == [200, 200, 503]
     assert put(app, "movie/9000", {"title": "Changed"}).status_code == 200
     assert erase(app, "user/138")["events"] == 0
+    assert app.get("/readyz").status_code == 200  # although the first golden example is about this user
 
 
 def test_a_list_that_is_away(run: Callable[..., RunningApp], tmp_path: Path) -> None:

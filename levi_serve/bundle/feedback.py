@@ -120,16 +120,16 @@ class StreamEvents(_Once):
         super().__init__()
         self._url = url
         self._key = stream_key(model)
-        self._last: bytes | None = None
+        self._last = b""
 
     @contextmanager
     def emptied(self) -> Iterator[None]:
         """Take what has been read out of the stream when the block ends well; unless lines are damaged: then everything
         stays, for somebody to look at. What comes meanwhile stays.
         """
-        self._last = None
+        self._last = b""
         yield
-        if self._last is not None and not self.damaged:
+        if self._last and not self.damaged:
             milliseconds, _, number = self._last.decode().partition("-")
             with closing(open_redis(self._url, _TIMEOUT_S)) as redis:
                 redis.xtrim(self._key, minid=f"{milliseconds}-{int(number) + 1}", approximate=False)

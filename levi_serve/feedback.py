@@ -1,12 +1,14 @@
 """The feedback log of one process: an event is acknowledged when it is on the disk.
 
 Events that arrive while the disk is busy share the next write and the next fsync. Each process appends to a file of its
-own, so that nobody waits for a lock and a torn end is never followed by anything.
+own, so that nobody waits for a lock and a torn end is never followed by anything. It holds that file's lock as long as
+it writes to it, and begins a new one now and then: retraining takes away the files that nobody has locked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import time
@@ -24,6 +26,9 @@ log = logging.getLogger("levi")
 
 _EVENTS = 4096
 """In one write."""
+_FILE_BYTES = 16 << 20
+_FILE_S = 3600.0
+"""A file that is larger or older than these gets a successor."""
 
 
 class FeedbackLog:
@@ -38,6 +43,7 @@ class FeedbackLog:
         self._metrics = metrics
         self._file: int | None = None
         self._size = 0
+        self._begun = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feedback")
         self._batcher: Batcher[bytes, None] = Batcher(
             self._write, Turns(_EVENTS), max_queue, metrics.observe_batches("feedback")
@@ -73,11 +79,14 @@ class FeedbackLog:
             total = sum(size for _, size in files) + len(content)
             if total > self._max_bytes:
                 raise FeedbackError(f"the feedback log holds {self._max_bytes >> 20} MiB, and as much as it may")
+            if self._size > _FILE_BYTES or time.monotonic() - self._begun > _FILE_S:
+                self._leave()
             file = self._open()
             written = 0
             while written < len(content):
                 written += os.write(file, content[written:])
             os.fdatasync(file)
+            self._size += written
         except OSError as error:
             # What a failed fsync has left on the disk nobody knows: these events are not acknowledged, and the next
             # ones go to another file.
@@ -91,7 +100,11 @@ class FeedbackLog:
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{time.time_ns():020}-{os.getpid()}{SUFFIX}"
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
+            unnamed = path.with_suffix(".new")  # locked before anybody could find it
+            self._file = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            unnamed.rename(path)
+            self._size, self._begun = 0, time.monotonic()
             folder = os.open(self._folder, os.O_RDONLY)  # the file's name has to last as well
             try:
                 os.fsync(folder)

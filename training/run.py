@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 from levi_serve.bundle import Int64Array
 from levi_serve.bundle.schema import Frozen
 from levi_serve.bundle.tokens import Tokenizer
+from training import start
 from training.adapt import adapt, adapted_backbone
 from training.backbones import Backbone, load_backbone
 from training.checkpoint import load_model, save_model, write_json
@@ -129,16 +130,14 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
         adapt(dataset, parts, backbone, options.adapt, options.views, recipe, out / ADAPTED, cache, accelerate)
         backbone = adapted_backbone(backbone, out / ADAPTED)
     with accelerate.main_process_first():  # the others find the views computed
-        prepared = prepare(
-            dataset,
-            parts.train,
-            backbone,
-            options.views,
-            SIZES[options.size],
-            cache,
-            accelerate.device,
-            options.variant,
-        )
+        started = None
+        if options.start is not None:
+            kept = (out / start.FILE).exists()
+            told = options.model_dump()
+            started = (
+                start.read(out) if kept else start.begin(out, open_run(options.start, cache, device), dataset, told)
+            )
+        prepared = _prepared(dataset, parts, backbone, options, cache, accelerate.device, started)
     bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
     folds = [Fold(_rows(a, accelerate), _rows(b, accelerate)) for a, b in fold_rows]
     train = _rows(parts.train, accelerate)
@@ -187,14 +186,28 @@ def open_run(folder: Path, cache: Path, device: Device, data: Path | None = None
         if backbone.fingerprint != record.adapted_hash:
             raise UsageError(f"{folder / ADAPTED}: the adapted backbone changed since the fit")
     target = accelerator(device).device
-    prepared = prepare(
-        dataset, parts.train, backbone, options.views, SIZES[options.size], cache, target, options.variant
-    )
+    started = None if options.start is None else start.read(folder)
+    prepared = _prepared(dataset, parts, backbone, options, cache, target, started)
     train = torch.from_numpy(parts.train).to(target)
     model = new_model(prepared, options, prepared.features.value[train])
     load_model(folder / PARAMETERS, model)
     ids = prepared.features.known_ids(train)
     return Run(folder, record, dataset, parts, backbone, prepared, model.to(target).eval(), ids)
+
+
+def _prepared(
+    dataset: Dataset,
+    parts: Split,
+    backbone: Backbone | None,
+    options: Options,
+    cache: Path,
+    device: torch.device,
+    started: start.Start | None,
+) -> Prepared:
+    basis = None if started is None else started.basis
+    size = SIZES[options.size]
+    prepared = prepare(dataset, parts.train, backbone, options.views, size, cache, device, options.variant, basis)
+    return prepared if started is None else replace(prepared, start=started.state)
 
 
 def _load(options: Options, data: Path | None) -> tuple[Dataset, str, Split]:
@@ -220,6 +233,8 @@ def data_hash(dataset: Dataset) -> str:
         digest.update(sink.getvalue())
     for column in (dataset.ratings.user, dataset.ratings.item, dataset.ratings.value, dataset.ratings.time):
         digest.update(column.tobytes())
+    if dataset.part is not None:
+        digest.update(dataset.part.tobytes())
     return digest.hexdigest()
 
 

@@ -49,9 +49,9 @@ def encode_event(event: Event) -> bytes:
 
 @dataclass
 class Events:
-    """The events of a folder, each id once."""
+    """The events of a folder, or of one such file, each id once."""
 
-    folder: Path
+    place: Path
     repeated: int = field(default=0, init=False)
     """Events whose id had been read before."""
     damaged: int = field(default=0, init=False)
@@ -60,7 +60,7 @@ class Events:
     def __iter__(self) -> Iterator[Event]:
         """In the order of the files' names."""
         seen: set[str] = set()
-        for file in sorted(self.folder.glob(f"*{SUFFIX}")):
+        for file in [self.place] if self.place.is_file() else sorted(self.place.glob(f"*{SUFFIX}")):
             with file.open("rb") as lines:
                 for line in lines:
                     event = _decode(line)

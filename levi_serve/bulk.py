@@ -10,6 +10,7 @@ import numpy as np
 
 from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, Int64Array
 from levi_serve.bundle.rows import Id, Table
+from levi_serve.errors import ModelOutputError
 from levi_serve.predictor import GivenPair, PairReader, Scores, entity_feeds
 from levi_serve.recommend import CHUNK, Recommender
 from levi_serve.store import TableStore
@@ -71,17 +72,23 @@ class Bulk:
         return Rated(values, (cold[0], cold[1]))
 
     def best(self, users: range, k: int, exclude_rated: bool) -> Best:
-        """The best `k` items of each user of these rows of the table, best first (entity views)."""
+        """The best `k` items of each user of these rows of the table, best first (entity views). A user for whom the
+        model gives no number has none.
+        """
         version = self.version
 
         def score(user: AnyArray, items: AnyArray) -> Scores:
             return version.predictor.score(entity_feeds(user, items))
 
         recommender = Recommender(score, self.items, self.users, version.rated)
-        parts = []
+        nobody = np.empty(0, np.int64)
+        parts = [(nobody, nobody, nobody, np.empty((0, 3)))]
         for user in users:
             exclude = version.rated.items_of(user) if exclude_rated and version.rated is not None else ()
-            best = recommender.top(self.users.rows[user], k, np.asarray(exclude, np.int64))
+            try:
+                best = recommender.top(self.users.rows[user], k, np.asarray(exclude, np.int64))
+            except ModelOutputError:
+                continue
             count = len(best.numbers)
             parts.append((np.full(count, user), np.arange(1, count + 1), best.numbers, _values(best.scores)))
         return Best(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -207,7 +207,7 @@ def _check(path: Path, columns: pa.Schema, schema: Schema) -> None:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _ids(table: pa.Table, name: str, kind: str) -> AnyArray | list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from levi_serve.bundle import AnyArray
 from levi_serve.bundle.commands import RunError
 from levi_serve.score import Job, Part
 
-_PATIENCE_S = 15.0
+_PATIENCE_S = 10.0
 """A cluster that has not answered by then is not there."""
 
 
@@ -62,24 +63,25 @@ def _connect(address: str, workers: int) -> None:
     here = address == "local"
     if not here and address != "auto":
         _require_answer(address)
+    own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if here else {}
     try:
-        ray.init(
-            address=address,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            configure_logging=False,
-            **({"num_cpus": workers, "include_dashboard": False} if here else {}),
-        )
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RunError(f"--ray {address}: {str(error).splitlines()[0]}") from None
 
 
 def _require_answer(address: str) -> None:
     """Ray itself would try for a minute and say so in many lines."""
+    nobody = f"--ray {address}: no Ray cluster answers there; give the head's host:port, auto or local"
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE_S).close()
+    except (OSError, ValueError, OverflowError):
+        raise RunError(nobody) from None
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
         ended = subprocess.run(command, capture_output=True, timeout=_PATIENCE_S, check=False)  # noqa: S603 - our own
     except subprocess.TimeoutExpired:
         ended = None
     if ended is None or ended.returncode:
-        raise RunError(f"--ray {address}: no Ray cluster answers there; give the head's host:port, auto or local")
+        raise RunError(nobody)

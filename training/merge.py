@@ -165,11 +165,11 @@ def _allowed(schema: Schema, binary: bool, rating: float) -> bool:
 def _value(attribute: Attribute, said: object, column: pa.DataType) -> object:
     """What the table's column holds of an attribute that a client has sent; None if it is not of that kind."""
     number, many = attribute.kind == "number", attribute.many
-    if not isinstance(said, int | float if number else list | tuple if many else str) or isinstance(said, bool):
+    if not isinstance(said, int | float if number else list if many else str) or isinstance(said, bool):
         return None
-    if said in ("", [], ()):
+    if said in ("", []):
         return None
     try:
-        return pa.scalar(list(said) if isinstance(said, tuple) else said).cast(column).as_py()
+        return pa.scalar(said).cast(column).as_py()
     except pa.ArrowException:
         return None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,21 +176,17 @@ def test_a_kill_at_every_step(world: World, step: str, monkeypatch: pytest.Monke
     assert len(list(Events(world.job.state / "events/0001.events"))) == 300
 
 
-def test_two_at_a_time(world: World) -> None:
+def test_two_at_a_time(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     """The second ends at once, with one line and exit code 1, and touches nothing."""
     world.feed("one", [0])
     world.job.state.mkdir()
-    arguments = ["retrain", str(world.job.base), str(world.job.repository)]
-    arguments += ["--feedback", str(world.log), "--state", str(world.job.state), "--cache", str(world.job.cache)]
+    flags = ["--feedback", str(world.log), "--state", str(world.job.state), "--cache", str(world.job.cache)]
     with (world.job.state / ".lock").open("w") as first:
         fcntl.flock(first, fcntl.LOCK_EX)
         first.write("4711")
         first.flush()
-        ended = subprocess.run(
-            [sys.executable, "-m", "training.cli", *arguments], capture_output=True, text=True, check=False
-        )
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines() == [
+        assert cli.main(["retrain", str(world.job.base), str(world.job.repository), *flags]) == 1
+    assert capsys.readouterr().err.splitlines() == [
         f"levi-train retrain: {world.job.state}: another retraining runs here (process 4711)"
     ]
     assert [path.name for path in world.log.iterdir()] == ["one.events"]

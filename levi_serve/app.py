@@ -18,7 +18,9 @@ from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.keys import Keys
 from levi_serve.cache import RowCache
 from levi_serve.cores import lower_priority, usable_cores
-from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
+from levi_serve.engine import Engine, Limits
+from levi_serve.engine_entity import EntityEngine
+from levi_serve.engine_pair import PairEngine
 from levi_serve.feedback import FeedbackLog
 from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service

@@ -17,7 +17,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from levi_serve.batcher import Job
-from levi_serve.engine import EntityEngine
+from levi_serve.engine_entity import EntityEngine
 from levi_serve.errors import OverloadedError, ServeError, UnknownIdError
 from levi_serve.guard import Token
 from levi_serve.live import Live, Service

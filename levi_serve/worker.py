@@ -24,6 +24,10 @@ from levi_serve.protocol import Protocol
 from levi_serve.server import Server
 from levi_serve.settings import ServeSettings
 
+_SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter that the event loop waits for. The default of 5 ms is longer than a
+request takes, and the loop pays it after each system call while a version is loaded or a text is read beside it."""
+
 
 def serve(
     settings: ServeSettings,
@@ -40,6 +44,7 @@ def serve(
         RunError: no model can ever be served here.
 
     """
+    sys.setswitchinterval(_SWITCH_S)
     live = Live(metrics)
     app = build_app(settings, live, metrics, replaces, shared)
     # What lives as long as the process is not looked through again and again: a whole collection would stop the event

@@ -14,6 +14,8 @@ import pytest
 
 from levi_serve.bundle.feedback import Event, Events, encode_event
 from levi_serve.bundle.manifest import read_manifest
+from tests.serving.conftest import settings, until
+from tests.serving.running import RunningApp
 from training import cli, gates, retrain
 from training.datasets import load
 from training.datasets.dataset import Dataset
@@ -40,7 +42,7 @@ class World:
     def log(self) -> Path:
         return self.job.log
 
-    def feed(self, name: str, pairs: Sequence[int], random: bool = False) -> None:
+    def events(self, name: str, pairs: Sequence[int], random: bool = False) -> list[Event]:
         """Events of these numbers of pairs: what the base data's own user and item means say, or random ones."""
         data, r = self.truth, self.truth.ratings
         mean = float(r.value.mean())
@@ -50,14 +52,17 @@ class World:
         )
         rng, width = np.random.default_rng(len(name)), len(data.items)
         users, items = data.users["id"].to_pylist(), data.items["id"].to_pylist()
-        lines = []
+        said = []
         for k in pairs:
             u, i = divmod(k, width)
             sensible = float(np.clip(np.rint(mean + of_user[u] + of_item[i]), 1, 5))
             rating = float(rng.integers(1, 6)) if random else sensible
-            lines.append(
-                encode_event(Event(id=f"{name}-{k}", user=users[u], item=items[i], rating=rating, time=9, received=10))
-            )
+            said.append(Event(id=f"{name}-{k}", user=users[u], item=items[i], rating=rating, time=9, received=10))
+        return said
+
+    def feed(self, name: str, pairs: Sequence[int], random: bool = False) -> None:
+        """A file of such events, as a server leaves it."""
+        lines = map(encode_event, self.events(name, pairs, random))
         (self.log / f"{name}.events").write_bytes(b"".join(lines))
 
     def versions(self) -> list[str]:
@@ -107,9 +112,19 @@ def _quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_night(world: World) -> None:
-    """Feedback becomes the next version, which the manifest verifies; the report says how; nothing is left to do."""
-    world.feed("one", range(0, 2400, 4))
-    report = world.job.run()
+    """Feedback that a live server took becomes the next version, which that server takes by itself; the report says
+    how; nothing is left to do, however often the events are sent again.
+    """
+    repository = world.job.repository
+    with RunningApp(settings(repository, feedback=world.log, watch_s=0.05)) as server:
+        for event in world.events("one", range(0, 2400, 4)):
+            said = {"id": event.id, "user": event.user, "movie": event.item, "rating": event.rating, "time": 9}
+            assert server.request("POST", "/feedback", json=said).status_code == 200
+        report = world.job.run()
+        question = "/predict?user=138&movie=357"
+        until(lambda: server.get(question).json()["version"] == 2)
+        assert len(list(world.log.glob("*.events"))) == 1  # the server still writes to it
+        assert world.job.run() is None
     assert report is not None
     assert (report.version, report.plan.version, report.plan.since) == (2, 1, 0)
     assert read_manifest(world.job.repository, "levi", 2).run["dataset"] == "snapshot"
@@ -122,8 +137,8 @@ def test_a_night(world: World) -> None:
     for name in ("slices.svg", "nights.svg"):
         assert f"({name})" in text
         assert (world.night(1) / name).stat().st_size > 1000
-    assert list(world.log.iterdir()) == []
     assert world.job.run() is None
+    assert list(world.log.iterdir()) == []
     world.feed("one", range(0, 2400, 4))  # a replay of all of it
     assert world.job.run() is None
     assert world.versions() == ["1", "2"]

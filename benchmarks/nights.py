@@ -151,7 +151,9 @@ class Nights(Command):
         shutil.copytree(kept, self.work / "repository")
 
     def _options(self, **changes: Any) -> Options:
-        return Options(dataset="snapshot", data=self.work / "data", item_text=ITEM_TEXT, seed=self.seed, **changes)
+        return Options(
+            dataset="snapshot", data=self.work / "data", item_text=ITEM_TEXT, select="random", seed=self.seed, **changes
+        )
 
     def _without(self, number: int) -> Any:
         """The model that was trained on for so many nights without feedback."""

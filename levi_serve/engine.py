@@ -16,7 +16,8 @@ import orjson
 
 from levi_serve.batcher import Batcher, Queue
 from levi_serve.bundle import BoolArray, Int8Array
-from levi_serve.bundle.rows import Id
+from levi_serve.bundle.rows import HalfArray, Id
+from levi_serve.bundle.schema import Attributes
 from levi_serve.cores import lower_priority
 from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError
 from levi_serve.metrics import Metrics
@@ -87,6 +88,12 @@ class Engine(ABC):
             UnsupportedError: this model, or the tables kept here, do not allow it.
             ServeError: as `predict`.
 
+        """
+
+    @abstractmethod
+    async def row(self, side: int, attributes: Attributes, deadline: float = math.inf) -> HalfArray:
+        """The row [W] of a user (side 0) or an item with these attributes and no trained id; raises what `predict` does
+        about lanes.
         """
 
     def admit(self, deadline: float) -> None:

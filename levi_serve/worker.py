@@ -54,7 +54,8 @@ def serve(
     protocol: Callable[..., Protocol] = partial(Protocol, metrics=metrics)
     if not settings.access_log:  # the lane writes none
         token = Token(settings.token.get_secret_value()) if settings.token else None
-        protocol = partial(Lane, live=live, metrics=metrics, timeout_s=settings.timeout_ms / 1000, token=token)
+        timeout_s = settings.timeout_ms / 1000
+        protocol = partial(Lane, live=live, trial=app.state.trial, metrics=metrics, timeout_s=timeout_s, token=token)
     Server(app, live, protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)
 
 

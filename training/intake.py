@@ -10,10 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
-from levi_serve.bundle.feedback import SUFFIX, Event, Events, encode_event
+from levi_serve.bundle.feedback import SUFFIX, Event, Events, StreamEvents, encode_event
+from levi_serve.bundle.redis_url import is_redis
 from levi_serve.bundle.schema import Frozen
 from training.atomic import atomic_file
 
@@ -29,10 +31,29 @@ class Taken(Frozen):
     """Lines that are not what the server wrote."""
 
 
+class Log(Protocol):
+    """Where servers keep events until they are taken."""
+
+    @property
+    def repeated(self) -> int:
+        """Events of an id that was read before."""
+
+    @property
+    def damaged(self) -> int:
+        """Lines that are not what was written."""
+
+    def __iter__(self) -> Iterator[Event]:
+        """Each id once."""
+
+    def emptied(self) -> AbstractContextManager[None]:
+        """Take what is read within the block out of the log when the block ends well."""
+
+
 class Folder:
     """The log of servers that keep it in a folder."""
 
     def __init__(self, folder: Path) -> None:
+        """Nothing is read yet."""
         self._events = Events(folder)
         self._folder = folder
 
@@ -61,7 +82,12 @@ class Folder:
                 path.unlink()
 
 
-def take(log: Folder, earlier: Sequence[Path], batch: Path) -> Taken:
+def log_at(place: str, model: str) -> Log:
+    """The log that `levi-serve --feedback` names: a folder or a Redis URL."""
+    return StreamEvents(place, model) if is_redis(place) else Folder(Path(place))
+
+
+def take(log: Log, earlier: Sequence[Path], batch: Path) -> Taken:
     """Write the log's events whose ids are not in `earlier` batches to `batch`, and take them out of the log."""
     known = {event.id for path in earlier for event in Events(path)}
     count = before = 0

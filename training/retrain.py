@@ -21,9 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
+from redis import RedisError
 
 from levi_serve.bundle.manifest import NAME as MANIFEST
 from levi_serve.bundle.manifest import Manifest
+from levi_serve.bundle.redis_url import is_redis
 from training.atomic import publish_folder, staged_folder
 from training.checkpoint import write_json
 from training.datasets import load
@@ -31,7 +33,7 @@ from training.datasets.snapshot import batches, write_snapshot
 from training.errors import RunError, UsageError
 from training.export import export
 from training.gates import Gate, Margins, Verdict, candidate, in_service, judge
-from training.intake import Folder, Taken, take
+from training.intake import Taken, log_at, take
 from training.merge import Counts, merge
 from training.model import SIZES, FactorSize
 from training.night import PLAN, REPORT, Plan, Report, read_plan, read_report
@@ -51,7 +53,8 @@ class Retraining:
     """A finished run: its data and its options are where every night begins."""
     repository: Path
     name: str
-    log: Path
+    log: str
+    """The servers' feedback log: a folder or a Redis URL."""
     state: Path
     cache: Path
     device: Device
@@ -71,7 +74,7 @@ class Retraining:
             RunError: another one runs; or the new model is refused.
 
         """
-        if not self.log.is_dir():
+        if not is_redis(self.log) and not Path(self.log).is_dir():
             raise UsageError(f"--feedback {self.log}: is no folder; the server makes it with its first event")
         with _alone(self.state):
             for folder in ("events", "refused", "nights"):
@@ -139,7 +142,10 @@ class Retraining:
 
     def _take(self, batch: Path) -> Taken:
         earlier = sorted((self.state / "events").glob("*.events")) + sorted((self.state / "refused").glob("*.events"))
-        return take(Folder(self.log), earlier, batch)
+        try:
+            return take(log_at(self.log, self.name), earlier, batch)
+        except RedisError as error:
+            raise RunError(f"--feedback: Redis cannot be read: {' '.join(str(error).split())}") from None
 
     def _in_service(self) -> tuple[Path, int]:
         """The run that the repository's newest version was made from, and the version."""
@@ -160,6 +166,10 @@ class Retraining:
         if not (folder / "data").exists():
             options = _record(self.base).options
             base = load(options.dataset, self.data or options.data)
+            if base.more is not None:
+                raise UsageError(
+                    f"{self.base}: its ratings are streamed from a file; feedback is merged in memory alone"
+                )
             parts = split(base, options.seed)
             merged = merge(base, parts, {night: self._events(night) for night in plan.nights})
             write_json(counts, merged.counts.model_dump(mode="json"))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
-from levi_serve.bundle.feedback import Event, Events, encode_event
+from levi_serve.bundle.feedback import FIELD, Event, Events, encode_event, stream_key
+from tests.serving.conftest import start_redis
 from training import intake
-from training.intake import Folder, Taken, take
+from training.intake import Folder, Taken, log_at, take
+
+__all__ = ["start_redis"]
 
 
 def event(ident: str, rating: float = 4.0, time: float = 10.0) -> Event:
@@ -71,3 +76,18 @@ def test_damage_is_kept(tmp_path: Path) -> None:
     path = write(tmp_path / "log/1-1.events", [event("a")], end=b"00000000 {}\n" + encode_event(event("b")))
     assert take(Folder(tmp_path / "log"), [], tmp_path / "1.events") == Taken(events=2, repeated=0, damaged=1)
     assert path.exists()
+
+
+def test_redis(tmp_path: Path, start_redis: Callable[..., Any]) -> None:
+    """A stream is a log like a folder: each event once, and what was taken is gone."""
+    server = start_redis()
+    log = log_at(server.url, "levi")
+    with redis.Redis.from_url(server.url) as client:
+        for one in (event("a"), event("b"), event("a")):
+            client.xadd(stream_key("levi"), {FIELD: encode_event(one)})
+        assert take(log, [], tmp_path / "1.events") == Taken(events=2, repeated=1, damaged=0)
+        assert client.xlen(stream_key("levi")) == 0
+        client.xadd(stream_key("levi"), {FIELD: encode_event(event("b"))})
+        client.xadd(stream_key("levi"), {FIELD: encode_event(event("c"))})
+    assert take(log_at(server.url, "levi"), [tmp_path / "1.events"], tmp_path / "2.events").events == 1
+    assert ids(tmp_path / "2.events") == ["c"]

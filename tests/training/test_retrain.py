@@ -40,7 +40,7 @@ class World:
 
     @property
     def log(self) -> Path:
-        return self.job.log
+        return Path(self.job.log)
 
     def events(self, name: str, pairs: Sequence[int], random: bool = False) -> list[Event]:
         """Events of these numbers of pairs: what the base data's own user and item means say, or random ones."""
@@ -80,7 +80,7 @@ def world(entity_run: Run, entity_repository: Path, tables: Path, cache: Path, t
         base=entity_run.folder,
         repository=tmp_path / "repository",
         name="levi",
-        log=tmp_path / "log",
+        log=str(tmp_path / "log"),
         state=tmp_path / "state",
         cache=cache,
         device="cpu",

@@ -167,9 +167,7 @@ class Retraining:
             options = _record(self.base).options
             base = load(options.dataset, self.data or options.data)
             if base.more is not None:
-                raise UsageError(
-                    f"{self.base}: its ratings are streamed from a file; feedback is merged in memory alone"
-                )
+                raise UsageError(f"{self.base}: its ratings are streamed from a file, feedback is merged in memory")
             parts = split(base, options.seed)
             merged = merge(base, parts, {night: self._events(night) for night in plan.nights})
             write_json(counts, merged.counts.model_dump(mode="json"))

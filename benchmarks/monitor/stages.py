@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.monitor.peers import matched
 from benchmarks.monitor.peers import peers as all_peers
 from benchmarks.monitor.pools import Fitted, Pool, Traffic, broken_layer, hidden_traffic, traffic, without_items
-from benchmarks.monitor.simulate import Share, Source, bins_of, ramp, run_lengths, switch
+from benchmarks.monitor.simulate import Share, Source, pool_bins, ramp, run_lengths, switch
 from benchmarks.monitor.simulate import delays as simulate
 from levi_serve.bundle import AnyArray, DoubleArray
 from levi_serve.bundle.reference import Reference
@@ -156,7 +156,7 @@ def _delay(found: Traffic, pool: str, share: Share, days: float, new: bool, seed
 
 
 def _source(reference: Reference, pool: Pool, new: bool) -> Source:
-    return Source(bins_of(reference, pool, new), pool.user)
+    return Source(pool_bins(reference, pool, new), pool.user)
 
 
 def _oracle(streams: Streams, inside: Source, outside: Source, share: Share, days: float, seed: int) -> AnyArray:
@@ -258,6 +258,7 @@ def _only(streams: Streams, score: str) -> Streams:
         streams.scores,
         tuple(streams.streams[i] for i in kept),
         streams.rows[kept],
+        np.full(len(kept), 1 / len(kept)),
         streams.levels[kept],
         streams.factors[kept],
     )
@@ -357,7 +358,7 @@ def errors(runs: Runs, cache: Path) -> Any:
             reference = whole.reference
             slices = [pool for name, pool in whole.pools.items() if name.startswith("genre ")]
             true = np.array([pool.squared.mean() for pool in slices])
-            told = np.array([reference.squared_error[bins_of(reference, p, False)[:, 0]].mean() for p in slices])
+            told = np.array([reference.squared_error[pool_bins(reference, p, False)[:, 0]].mean() for p in slices])
             fitted = np.empty(len(slices))
             for k in range(len(slices)):
                 others = np.arange(len(slices)) != k

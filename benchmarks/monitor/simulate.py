@@ -13,7 +13,7 @@ from levi_serve.bundle.reference import Reference
 from levi_serve.bundle.scores import BINS, bins_of
 from levi_serve.monitor.streams import BLOCK, ROUND, Streams, advance
 
-AHEAD = 3 * BLOCK
+AHEAD = BLOCK + BLOCK // 2
 """Requests drawn at a time: mostly enough to fill a block."""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from levi_serve.batcher import Job
-from levi_serve.engine import EntityEngine
+from levi_serve.engine_entity import EntityEngine
 from levi_serve.errors import OverloadedError, ServeError, UnknownIdError
 from levi_serve.guard import Token
 from levi_serve.live import Live, Service
@@ -25,6 +25,7 @@ from levi_serve.metrics import Metrics
 from levi_serve.predictor import Pair
 from levi_serve.problems import MEDIA_TYPE, OVERLOADED, ProblemError, problem_of
 from levi_serve.protocol import Protocol
+from levi_serve.trial import Trial
 
 log = logging.getLogger("levi")
 
@@ -37,13 +38,21 @@ class Lane(Protocol):
     """One connection. Requests on it are answered in order: while one is in the lane, what follows is held back."""
 
     def __init__(
-        self, *arguments: Any, live: Live, metrics: Metrics, timeout_s: float, token: Token | None, **named: Any
+        self,
+        *arguments: Any,
+        live: Live,
+        trial: Trial,
+        metrics: Metrics,
+        timeout_s: float,
+        token: Token | None,
+        **named: Any,
     ) -> None:
         """`timeout_s` is what a request gets that does not say how long its caller waits. Without the `token`, if there
         is one, no request enters the lane.
         """
         super().__init__(*arguments, metrics=metrics, **named)
         self._live = live
+        self._trial = trial
         self._timeout_s = timeout_s
         self._token = token
         self._midway = False
@@ -110,18 +119,24 @@ class Lane(Protocol):
         request = None if plain is None else service.wire.express(plain)
         if request is None:
             return False
-        self._unset_keepalive_if_required()
         user, item, timeout = request
+        if self._trial.active:
+            service, other = self._trial.choose(user)
+            if other is not None:
+                return False
+        engine = service.engine
+        assert isinstance(engine, EntityEngine)  # the canary's is of the same kind
+        self._unset_keepalive_if_required()
         self._service = service
         deadline = self._seen + (self._timeout_s if timeout is None else timeout)
-        if retry_after := service.engine.crowded(deadline, self._seen):
+        if retry_after := engine.crowded(deadline, self._seen):
             # Not at once: who is told within a turn of the loop sends the next request within the same turn, and while
             # there is always one more to be read and refused, no run begins.
             self._job = Job((), math.inf, self._reply, self._seen)
             self.loop.call_soon(self._job.end, OverloadedError(retry_after))
             return True
         try:
-            self._job = service.engine.put(Pair(user, item), deadline, self._reply)
+            self._job = engine.put(Pair(user, item), deadline, self._reply)
         except ServeError as error:
             self._refuse(error)
         return True

@@ -19,7 +19,14 @@ SUMMARY = "Fit LEVI on ratings, evaluate it in and out of distribution, and expo
 class OnDevice(Command):
     """Flags of every command that computes."""
 
-    device: Annotated[Device, Field(description="Where to compute; auto takes a GPU if there is one.")] = "auto"
+    device: Annotated[
+        Device,
+        Field(
+            description="Where to compute; auto takes a GPU if there is one. Tried by us: cpu, also several processes "
+            "under torchrun. Not tried by anybody: cuda, one or several; xla, a TPU. `python -m benchmarks.devices` "
+            "checks a device against the CPU."
+        ),
+    ] = "auto"
     cache: Annotated[
         Path, Field(default_factory=default_cache, description="Where backbone views are kept between runs.")
     ]
@@ -39,6 +46,11 @@ class Fit(OnDevice, Options):
             f"{self.out}: validation RMSE {min(record.curve):.4f} after {record.epochs} epochs at "
             f"{record.learning_rate:g}, fitted in {record.seconds:.1f} s"
         )
+        if record.random is not None:
+            print(
+                f"Chosen with held-out {self.select}s; the random part would choose {record.random.epochs} epochs at "
+                f"{record.random.learning_rate:g}, RMSE {min(record.random.curve):.4f}"
+            )
 
 
 class OnRun(OnDevice):

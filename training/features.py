@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from training.datasets.dataset import Dataset, attributes
 from training.errors import UsageError
 from training.model import Batch, FactorSize, Projection, Shape, Size
 from training.options import Variant, ViewKind
+from training.stream import Stream
 from training.views import Views, compute_views
 
 SAMPLE = 20_000
@@ -51,15 +52,29 @@ class Features:
             pair_components=None if self.pair_components is None else self.pair_components[rows],
         )
 
-    def known_ids(self, fitted: Tensor) -> tuple[Tensor, Tensor]:
+    def known_ids(self, fitted: Tensor | Stream) -> tuple[Tensor, Tensor]:
         """Id-embedding row of each user and item that occurs in the `fitted` ratings, 0 for all others."""
+        if isinstance(fitted, Stream):
+            seen = [torch.from_numpy(rows).to(self.user.device) for rows in fitted.known]
+        else:
+            seen = [torch.unique(column[fitted]) for column in (self.user, self.item)]
         out = []
-        for column, codes in ((self.user, self.codes[0]), (self.item, self.codes[1])):
-            ids = torch.zeros(len(codes), dtype=torch.int64, device=column.device)
-            seen = torch.unique(column[fitted])
-            ids[seen] = seen + 1
+        for rows, codes in zip(seen, self.codes, strict=True):
+            ids = torch.zeros(len(codes), dtype=torch.int64, device=rows.device)
+            ids[rows] = rows + 1
             out.append(ids)
         return out[0], out[1]
+
+    def rated(self, fitted: Tensor | Stream) -> Tensor:
+        """The `fitted` ratings, or, of a stream, a single one: their mean."""
+        if isinstance(fitted, Stream):
+            return torch.tensor([fitted.mean], dtype=torch.float64)
+        return self.value[fitted]
+
+    def of(self, ratings: Tensor) -> Features:
+        """The same inputs for ratings [B, 3] of a stream: user row, item row, rating."""
+        user, item, value = ratings.unbind(1)
+        return replace(self, user=user.long(), item=item.long(), value=value.float())
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,7 @@ class Prepared:
 
 def prepare(
     dataset: Dataset,
-    train: Int64Array,
+    train: Int64Array | Stream,
     backbone: Backbone | None,
     views: ViewKind,
     size: Size | FactorSize,
@@ -94,7 +109,10 @@ def prepare(
         raise UsageError(f"--variant {variant}: does not go with --views {views}; multi-head goes with none alone")
     described = [attributes(dataset.users, dataset.schema.user), attributes(dataset.items, dataset.schema.item)]
     columns = [dataset.ratings.user, dataset.ratings.item]
-    fitted = [np.unique(column[train]).astype(np.int64) for column in columns]
+    if isinstance(train, Stream):
+        fitted, rows = list(train.known), train.own
+    else:
+        fitted, rows = [np.unique(column[train]).astype(np.int64) for column in columns], train
     entities = dataset.schema.entities
     vocabulary = [
         build_vocabulary(entity, [rows[i] for i in seen])
@@ -117,7 +135,7 @@ def prepare(
         torch.from_numpy(encode(entity, words, rows)).to(device)
         for entity, words, rows in zip(entities, vocabulary, described, strict=True)
     ]
-    projections, components, pair_components = _view_inputs(dataset, fitted, train, backbone, shape, cache, device)
+    projections, components, pair_components = _view_inputs(dataset, fitted, rows, backbone, shape, cache, device)
     features = Features(
         user=torch.tensor(dataset.ratings.user, dtype=torch.int64, device=device),
         item=torch.tensor(dataset.ratings.item, dtype=torch.int64, device=device),

@@ -40,7 +40,7 @@ def split(dataset: Dataset, seed: int) -> Split:
     one rating. Raises DataError if a part would be empty.
     """
     shift = dataset.shift
-    in_distribution = shift.of == 0 if isinstance(shift, GivenShift) else _id_items(dataset)[dataset.ratings.item]
+    in_distribution = shift.of == 0 if isinstance(shift, GivenShift) else id_items(dataset)[dataset.ratings.item]
     id_rows = np.flatnonzero(in_distribution)
     ood = np.flatnonzero(~in_distribution)
     n = len(id_rows)
@@ -111,7 +111,7 @@ def genre_folds(dataset: Dataset, train: Int64Array) -> Iterator[tuple[str, Int6
         yield value, train[~held_out], train[held_out]
 
 
-def _id_items(dataset: Dataset) -> AnyArray:
+def id_items(dataset: Dataset) -> AnyArray:
     """Which items are in distribution [items]."""
     if dataset.shift is None or isinstance(dataset.shift, GivenShift):
         return np.ones(len(dataset.items), bool)

@@ -14,7 +14,9 @@ import uvloop
 from fastapi import FastAPI
 
 from levi_serve.app import build_app
-from levi_serve.engine import Engine, EntityEngine, Limits, PairEngine
+from levi_serve.engine import Engine, Limits
+from levi_serve.engine_entity import EntityEngine
+from levi_serve.engine_pair import PairEngine
 from levi_serve.live import Live
 from levi_serve.metrics import Metrics
 from levi_serve.predictor import GivenPair, PairReader

@@ -31,7 +31,7 @@ DISAGREEMENT = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 
 @dataclass
 class Watched:
-    """What some predictions add up to, for display."""
+    """What some predictions, and true ratings that came, add up to, for display."""
 
     predictions: int
     new: Int64Array
@@ -43,14 +43,23 @@ class Watched:
     spreads: Int64Array
     """[len(DISAGREEMENT) + 1], predictions by the spread of their heads."""
     spread_sum: float
+    errors: DoubleArray
+    """[2], how many true ratings came, and the sum of their squared errors."""
     seconds: float
-    """What watching them took."""
+    """What watching took."""
 
     @classmethod
     def nothing(cls, heads: int) -> Watched:
         """Before the first prediction."""
         return cls(
-            0, np.zeros(2, np.int64), np.zeros((2, heads)), 0, np.zeros(len(DISAGREEMENT) + 1, np.int64), 0.0, 0.0
+            predictions=0,
+            new=np.zeros(2, np.int64),
+            heads=np.zeros((2, heads)),
+            rated=0,
+            spreads=np.zeros(len(DISAGREEMENT) + 1, np.int64),
+            spread_sum=0.0,
+            errors=np.zeros(2),
+            seconds=0.0,
         )
 
 
@@ -147,6 +156,8 @@ class Detector:
             ("rated", watched.rated),
         ):
             record[f"recent_{name}"] = record[f"recent_{name}"] * keep + added
+        record["recent_errors"] *= math.exp(-watched.errors[0] / RECENT)
+        record["recent_errors"] += watched.errors
         for name in ("predictions", "new", "spreads", "spread_sum", "seconds"):
             record[name] += getattr(watched, name)
 
@@ -161,11 +172,6 @@ class Detector:
                         record["evidence"] = -np.inf
                 return True
         return False
-
-    def observe_errors(self, record: Record, squared: DoubleArray) -> None:
-        """True ratings came: squared errors [N] of predictions."""
-        record["recent_errors"] *= math.exp(-len(squared) / RECENT)
-        record["recent_errors"] += len(squared), squared.sum()
 
     def total(self, record: Record) -> float:
         """Logarithm of all evidence together: the mean over scores, their streams and bets."""

@@ -132,9 +132,10 @@ def test_run_length_in_distribution(reference: Reference, world: World) -> None:
 
 def test_true_errors(detector: Detector) -> None:
     """Squared errors add up."""
-    record = detector.start()
-    detector.observe_errors(record, np.array([1.0, 4.0]))
-    detector.observe_errors(record, np.array([1.0]))
+    record, watched = detector.start(), Watched.nothing(HEADS)
+    for errors in ([2.0, 5.0], [1.0, 1.0]):
+        watched.errors = np.array(errors)
+        detector.note(record, watched)
     count, total = record["recent_errors"]
     assert total / count == pytest.approx(2, abs=1e-3)
 

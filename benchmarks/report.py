@@ -23,6 +23,8 @@ from levi_serve.bundle.commands import Command, run
 
 BEGIN, END = "<!-- made by python -m benchmarks.report -->", "<!-- end -->"
 PLOT = "genre-shift-all.svg"
+SEEDS = 3
+"""Of every row that does not say otherwise."""
 PARTS = ("random", *(f"items {k}" for k in range(5)), "Action", "Comedy", "Drama", "Romance", "Thriller")
 """Folds of the training part of seed 0; a genre is the one that is left out."""
 HEADER = (
@@ -90,7 +92,8 @@ def _method(row: dict[str, Any]) -> Row:
     keys = [f"reference_minus_this_{part}" for part in ("id", "ood")]
     deltas = [row[key] for key in keys if key in row]
     auroc = float(np.mean(row["auroc_spread"])) if row["auroc_spread"] else None
-    return Row(row["method"], float(np.mean(row["id"])), float(np.mean(row["ood"])), auroc, deltas)
+    name = row["method"] if row["seeds"] == SEEDS else f"{row['method']} (seeds: {row['seeds']})"
+    return Row(name, float(np.mean(row["id"])), float(np.mean(row["ood"])), auroc, deltas)
 
 
 def _peer(row: dict[str, Any], paired: dict[str, dict[str, float]]) -> Row:

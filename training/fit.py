@@ -313,7 +313,9 @@ def predict(model: Network, features: Features, rows: Tensor, ids: tuple[Tensor,
 
 
 def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Network:
-    """A model before its first step: seeded initial weights, the data's projections, layer weights and mean rating."""
+    """A model before its first step: seeded initial weights, the data's projections, layer weights and mean rating; or
+    what an earlier model has learnt.
+    """
     torch.manual_seed(recipe.seed)
     sampled = isinstance(prepared.shape.size, FactorSize)
     model: Network = BilinearLevi(prepared.shape) if sampled else Levi(prepared.shape)
@@ -322,6 +324,8 @@ def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Network:
     model.weights.copy_(torch.tensor(head_weights(recipe, prepared.shape.layers)))
     center = ratings.double().mean()
     model.center.fill_(float(center.logit() if prepared.shape.binary else center))
+    if prepared.start is not None:
+        model.load_state_dict(dict(prepared.start))
     return model
 
 

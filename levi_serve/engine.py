@@ -176,7 +176,8 @@ class Engine(ABC):
         """One per pair. `trained` and `state` [B] are the user's and the item's."""
         degraded = state[0].any() or state[1].any()
         if self._monitor is not None:
-            self._show(self._monitor, pairs, scores, trained, (state[0] | state[1]) == State.FOUND)
+            found = (state[0] | state[1]) == State.FOUND if degraded else None
+            self._show(self._monitor, pairs, scores, trained, found)
         answers: list[Any] = self._wire.answers(pairs, scores, trained, state if degraded else None)
         if not scores.usable.all():
             for i in np.flatnonzero(~scores.usable).tolist():
@@ -189,13 +190,14 @@ class Engine(ABC):
         pairs: Sequence[Pair],
         scores: Scores,
         trained: tuple[BoolArray, BoolArray],
-        found: BoolArray,
+        found: BoolArray | None,
     ) -> None:
-        """The pairs that clients asked for and of which both sides were `found` [B]."""
-        users: list[Any] = [pair[0].row.tobytes() if isinstance(pair[0], Encoded) else pair[0] for pair in pairs]
+        """The pairs that clients asked for and of which both sides were `found` [B]; None: all were."""
+        users: list[Any] = [user.row.tobytes() if isinstance(user, Encoded) else user for user, _ in pairs]
         if Probe in map(type, pairs):
-            found &= [type(pair) is not Probe for pair in pairs]
-        if found.all():
+            asked = np.array([type(pair) is not Probe for pair in pairs])
+            found = asked if found is None else found & asked
+        if found is None:
             monitor.observe(users, scores.watched, scores.heads, scores.usable, trained)
         elif found.any():
             users = [users[i] for i in np.flatnonzero(found).tolist()]

@@ -42,7 +42,7 @@ class FleetMetrics:
         )
         self._compared = Counter(
             "levi_versions_comparisons",
-            "Requests and ratings that both versions were to predict, by what came of it.",
+            "Requests that both versions were to predict, and true ratings to be compared, by what came of it.",
             ["outcome"],
             registry=registry,
         )

@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Sequence
 from hashlib import blake2b
 from time import perf_counter
 
+import numpy as np
 import orjson
 
 from levi_serve.bundle.feedback import Event
@@ -80,10 +81,12 @@ class Trial:
         self._begin(self._compare(other, pairs, answers))
 
     def learn(self, event: Event) -> None:
-        """Note how far both versions are from a true rating, if there are two."""
-        canary = self._canary
+        """Note how far the stable version is from a true rating, for its monitor; and the canary, if there is one."""
+        stable, canary = self._live.current(), self._canary
         if canary is not None:
-            self._begin(self._learn(self._live.current(), canary, event))
+            self._begin(self._learn((stable, canary), event))
+        elif stable.monitor is not None:
+            self._begin(self._learn((stable,), event))
 
     async def close(self) -> None:
         """End what is under way."""
@@ -114,10 +117,13 @@ class Trial:
         for mine, theirs in zip(await _ratings(other, pairs), map(_rating, answers), strict=True):
             self._metrics.difference(abs(mine - theirs))
 
-    async def _learn(self, stable: Service, canary: Service, event: Event) -> None:
+    async def _learn(self, services: Sequence[Service], event: Event) -> None:
         pair = GivenPair(event.user, event.item)
-        errors = [(await _ratings(service, [pair]))[0] - event.rating for service in (stable, canary)]
-        self._metrics.errors(*(error**2 for error in errors))  # of both or of neither: they are to be compared
+        squared = [((await _ratings(service, [pair]))[0] - event.rating) ** 2 for service in services]
+        if services[0].monitor is not None:
+            services[0].monitor.observe_errors(np.array(squared[:1]))
+        if len(squared) > 1:
+            self._metrics.errors(*squared)  # of both or of neither: they are to be compared
 
 
 async def _ratings(service: Service, pairs: Sequence[GivenPair]) -> list[float]:

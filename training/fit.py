@@ -342,13 +342,19 @@ def head_weights(recipe: Recipe, layers: int) -> list[float]:
 
 
 def cut(blocks: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-    """Batches of `size` out of blocks; what is left of a block begins the next one's first batch."""
-    left = None
+    """Batches of `size` out of blocks; what is left of a block begins the next one's first batch.
+
+    What is left of the last block is dropped, unless there is no other batch.
+    """
+    left, full = None, False
     for block in blocks:
         whole = block if left is None else torch.cat([left, block])
         batches = list(torch.split(whole, size))
         left = batches.pop() if len(batches[-1]) < size else None
+        full = full or bool(batches)
         yield from batches
+    if left is not None and not full:
+        yield left
 
 
 def one_cycle(done: float) -> float:

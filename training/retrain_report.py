@@ -93,10 +93,10 @@ def _plots(folder: Path, report: Report, earlier: Sequence[Report]) -> None:
         (line,) = axes.plot(list(found), [one.new for one in found.values()], "o-", label=f"{name}, new")
         old = [one.old for one in found.values()]
         axes.plot(list(found), old, "o--", color=line.get_color(), alpha=0.5, label=f"{name}, in service")
-    for one in nights:
-        if one.version is None:
-            axes.axvline(one.night, color="tab:red", linewidth=0.8, linestyle=":")
-    axes.set_xticks([one.night for one in nights])
+    for night in nights:
+        if night.version is None:
+            axes.axvline(night.night, color="tab:red", linewidth=0.8, linestyle=":")
+    axes.set_xticks([night.night for night in nights])
     axes.set(xlabel="night (dotted: refused)", ylabel="RMSE")
     axes.legend(fontsize=7)
     _save(plt, figure, folder / "nights.svg")

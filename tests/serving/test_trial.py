@@ -112,6 +112,20 @@ def test_errors(run: Callable[..., RunningApp]) -> None:
         assert noted(app, f'levi_versions_squared_error_sum{{label="{label}"}}') == pytest.approx(expected, abs=1e-4)
 
 
+def test_true_errors(repository: Path, tmp_path: Path) -> None:
+    """With one version, true ratings that come back stand beside the monitor's estimate, and are no traffic."""
+    with RunningApp(settings(repository, version="1", feedback=tmp_path / "log")) as app:
+        assert app.get("/monitor").json()["true_rmse"] is None
+        for movie, rating in ((357, 1.0), (50, 5.0)):
+            sent = {"user": 7, "movie": movie, "rating": rating}
+            assert app.request("POST", "/feedback", json=sent).status_code == 200
+        until(lambda: noted(app, 'levi_versions_comparisons_total{outcome="compared"}') == 2)
+        expected = (OLD.rating(7, 357) - 1) ** 2 + (OLD.rating(7, 50) - 5) ** 2
+        report = app.get("/monitor").json()
+        assert report["true_rmse"] == pytest.approx((expected / 2) ** 0.5, abs=1e-4)
+        assert report["predictions"] == 0
+
+
 def test_too_much_is_skipped(run: Callable[..., RunningApp], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is only to be compared is given up; the answer is not."""
     monkeypatch.setattr(trial_module, "_MOST", 0)

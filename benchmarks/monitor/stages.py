@@ -413,14 +413,8 @@ def _fastest(work: Callable[[], Any], times: int = 7) -> float:
 
 def _seen(pool: Pool, rows: AnyArray) -> Any:
     """What `Monitor.observe` is given of these rows of a pool."""
-    users, usable = pool.user[rows].tolist(), np.ones(len(rows), bool)
-    return (
-        users,
-        pool.scores[rows],
-        pool.heads[rows].astype(np.float64),
-        usable,
-        (~pool.new[0][rows], ~pool.new[1][rows]),
-    )
+    heads = pool.heads[rows].astype(np.float64)
+    return pool.user[rows].tolist(), pool.scores[rows], heads, (~pool.new[0][rows], ~pool.new[1][rows])
 
 
 def _mean(parts: Sequence[Any]) -> Any:

@@ -39,8 +39,6 @@ class _Batch(NamedTuple):
 
     users: Sequence[Hashable]
     scores: AnyArray
-    heads: DoubleArray
-    usable: BoolArray
     trained_users: BoolArray
     trained_items: BoolArray
 
@@ -76,6 +74,8 @@ class Monitor:
         self._held: list[_Batch] = []
         self._waiting = 0
         """Predictions held."""
+        self._last_heads = np.empty((0, self._heads))
+        """Head ratings of the last batch."""
         self._told = -PAUSE_S
         """When the state was last changed, or that was tried [`perf_counter` seconds]."""
 
@@ -84,21 +84,20 @@ class Monitor:
         users: Sequence[Hashable],
         scores: AnyArray,
         heads: DoubleArray,
-        usable: BoolArray,
         trained: tuple[BoolArray, BoolArray],
     ) -> None:
         """Watch B predictions. Of each user only the first in a round is evidence.
 
         Args:
             users: [B], who they are for.
-            scores: [B, S] as `Scorer` gives them.
-            heads: [B, n] head ratings.
-            usable: [B], whether they are finite; what is not is as strange as can be.
+            scores: [B, S] as `Scorer` gives them; without a finite spread a prediction is as strange as can be.
+            heads: [B, n] head ratings, only to be shown: of the batches that are counted together, those of the last.
             trained: [B] each, whether the user and the item were trained on.
 
         """
         with self._lock:
-            self._held.append(_Batch(users, scores, heads, usable, *trained))
+            self._held.append(_Batch(users, scores, *trained))
+            self._last_heads = heads
             self._waiting += len(users)
             # Under load the state is changed every PAUSE_S; when it is quiet, as soon as there is a block.
             if self._waiting >= BLOCK and time.perf_counter() - self._told >= PAUSE_S:
@@ -114,23 +113,24 @@ class Monitor:
         start = time.perf_counter()
         columns = list(zip(*self._held, strict=True))
         users = list(chain.from_iterable(columns[0]))
-        scores, heads, usable, *trained = map(np.concatenate, columns[1:])
+        scores, *trained = map(np.concatenate, columns[1:])
         self._held.clear()
         self._waiting = 0
-        if not usable.all():
-            scores[~usable] = np.nan
-            heads = heads[usable]
+        spreads = np.ascontiguousarray(scores[:, 0])
+        if not (finite := np.isfinite(spreads)).all():
+            scores[~finite] = np.nan
         new = ~np.stack(trained)  # [2, B]
         self._count(scores, new, np.array(self._rounds.heard(users), np.intp))
         watched = self._watched
         watched.predictions += len(users)
         watched.new += new.sum(axis=1)
-        watched.heads[0] += np.einsum("bn->n", heads)
-        watched.heads[1] += np.einsum("bn,bn->n", heads, heads)
+        heads = self._last_heads
+        if not (rated := np.isfinite(heads).all(axis=1)).all():
+            heads = heads[rated]
+        watched.heads += np.einsum("bn->n", heads), np.einsum("bn,bn->n", heads, heads)
         watched.rated += len(heads)
-        spreads = np.ascontiguousarray(scores[:, 0])
         watched.spreads += np.bincount(_EDGES.searchsorted(spreads), minlength=len(DISAGREEMENT) + 1)
-        watched.spread_sum += float(np.nansum(spreads, dtype=np.float64))
+        watched.spread_sum += float(spreads[finite].sum(dtype=np.float64))
         watched.seconds += time.perf_counter() - start
 
     def _count(self, scores: AnyArray, new: BoolArray, heard: Int64Array) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -29,6 +30,8 @@ CHUNK = 512
 """Predictions that are counted together: by themselves a few cost nearly as much."""
 PAUSE_S = 0.02
 """Time between two changes of the shared state, at least: what a process that is killed may not have told."""
+SHOWN = 8
+"""Batches of each chunk whose head ratings are shown: reading all costs as much as judging them."""
 _KEPT = 64
 """Chunks of blocks that wait while other processes change the state; of more, all become one block."""
 _EDGES = np.array(DISAGREEMENT, np.float32)
@@ -74,8 +77,8 @@ class Monitor:
         self._held: list[_Batch] = []
         self._waiting = 0
         """Predictions held."""
-        self._last_heads = np.empty((0, self._heads))
-        """Head ratings of the last batch."""
+        self._shown = deque[DoubleArray](maxlen=SHOWN)
+        """Head ratings of the last batches."""
         self._told = -PAUSE_S
         """When the state was last changed, or that was tried [`perf_counter` seconds]."""
 
@@ -91,13 +94,13 @@ class Monitor:
         Args:
             users: [B], who they are for.
             scores: [B, S] as `Scorer` gives them; without a finite spread a prediction is as strange as can be.
-            heads: [B, n] head ratings, only to be shown: of the batches that are counted together, those of the last.
+            heads: [B, n] head ratings, only to be shown: of the batches that are counted together, the last SHOWN.
             trained: [B] each, whether the user and the item were trained on.
 
         """
         with self._lock:
             self._held.append(_Batch(users, scores, *trained))
-            self._last_heads = heads
+            self._shown.append(heads)
             self._waiting += len(users)
             # Under load the state is changed every PAUSE_S; when it is quiet, as soon as there is a block.
             if self._waiting >= BLOCK and time.perf_counter() - self._told >= PAUSE_S:
@@ -124,7 +127,8 @@ class Monitor:
         watched = self._watched
         watched.predictions += len(users)
         watched.new += new.sum(axis=1)
-        heads = self._last_heads
+        heads = np.concatenate(self._shown)
+        self._shown.clear()
         if not (rated := np.isfinite(heads).all(axis=1)).all():
             heads = heads[rated]
         watched.heads += np.einsum("bn->n", heads), np.einsum("bn,bn->n", heads, heads)

@@ -30,7 +30,7 @@ from levi_serve.monitor.streams import threshold
 from levi_serve.monitor.watch import Monitor, state_file
 from levi_serve.observer import Observer
 from levi_serve.page.router import build_page
-from levi_serve.predictor import PairReader, entity_feeds
+from levi_serve.predictor import PairReader
 from levi_serve.problems import handle_problems, problem_schemas
 from levi_serve.proof import prove
 from levi_serve.recommend import Recommender
@@ -213,9 +213,7 @@ def _engine(version: Version, store: Store, wire: Wire, settings: ServeSettings,
         users, items = version.tables
         recommender = None
         if items is not None:
-            recommender = Recommender(
-                lambda user, item: version.predictor.score(entity_feeds(user, item)), items, users, version.rated
-            )
+            recommender = Recommender(version.predictor, items, users, version.rated)
         return EntityEngine(store, wire, limits, metrics, version.predictor, version.encoder, recommender)
     reader = PairReader(version.manifest, version.tokenizer)
     return PairEngine(store, wire, limits, metrics, version.predictor, reader, version.unknown)

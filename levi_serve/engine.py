@@ -98,6 +98,15 @@ class Engine(ABC):
         """
         self._score.admit(self._limits.max_queue // 2, deadline, perf_counter())
 
+    def crowded(self, deadline: float, now: float, a_list: bool = False) -> int:
+        """0, or the seconds after which a pair, or `a_list`, that would be refused may be tried again."""
+        return self._score.crowded(self._limits.max_queue // 2 if a_list else 1, deadline, now)
+
+    @property
+    def room(self) -> int:
+        """How many more pairs may wait until the queue is half full; below 0 if it is fuller."""
+        return self._limits.max_queue // 2 - self._score.waiting
+
     async def rank(self, user: Given, items: Sequence[Given], deadline: float = math.inf) -> list[bytes]:
         """Predictions for these items, best first; raises what `predict` raises."""
         answers = await self.predict([GivenPair(user, item) for item in items], deadline)
@@ -131,18 +140,25 @@ class Engine(ABC):
         queue: Queue[Any, Any],
         permits: int = 1,
         max_queue: int | None = None,
+        patient: Callable[[], bool] = lambda: False,
     ) -> Any:
         """A batcher whose queue and runs are in the metrics."""
         observe = self._metrics.observe_batches(name)
         limit = max_queue or self._limits.max_queue
-        lane = Batcher[Any, Any](run, queue, limit, observe, permits, self._metrics.count_shed(name))
+        lane = Batcher[Any, Any](run, queue, limit, observe, permits, self._metrics.count_shed(name), patient)
         self._unwatch.append(self._metrics.watch_queue(name, lambda: lane.waiting, limit))
         self._lanes.append(lane)
         return lane
 
-    def _threaded(self, name: str, work: Callable[[Any], T], threads: int = 1) -> Callable[[Any], asyncio.Future[T]]:
-        """`work` in a thread of its own, or several."""
-        thread = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=lower_priority)
+    def _threaded(
+        self,
+        name: str,
+        work: Callable[[Any], T],
+        threads: int = 1,
+        priority: Callable[[], None] = lower_priority,
+    ) -> Callable[[Any], asyncio.Future[T]]:
+        """`work` in a thread of its own, or several, which begin with setting their `priority`."""
+        thread = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=priority)
         self._threads.append(thread)
 
         def whole(items: Any) -> T:

@@ -19,6 +19,7 @@ from levi_serve.batcher import Batcher, Job
 from levi_serve.bundle import AnyArray
 from levi_serve.bundle.rows import HalfArray
 from levi_serve.bundle.tensors import MASK
+from levi_serve.cores import lowest_priority, usable_cores
 from levi_serve.encoder import Encoder, NewEntity
 from levi_serve.engine import Engine, Limits, kind_of, timed
 from levi_serve.errors import UnsupportedError
@@ -58,16 +59,15 @@ class EntityEngine(Engine):
         self._inferred = {lane: metrics.observe_inference(lane) for lane in ("encode", "recommend", "score")}
         self._elsewhere = self._threaded("score", self._scored, _PERMITS) if predictor.waits else None
         self._tokenised, self._tokens = metrics.observe_tokenising("encode"), metrics.count_tokens("encode")
-        encode = self._threaded("encode", self._encoded)
+        encode = self._threaded("encode", self._encoded, priority=lowest_priority)
         self._encode: Batcher[NewEntity, HalfArray] = self._lane("encode", encode, Turns(limits.encode_batch))
         self._recommender = recommender
         best = self._threaded("recommend", self._best)
         self._recommend: Batcher[_Ask, list[bytes]] = self._lane("recommend", best, Turns(1), max_queue=_MAX_ASKS)
-        self._score = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
-
-    def crowded(self, deadline: float, now: float) -> int:
-        """0, or the seconds after which a pair that `put` would refuse may be tried again."""
-        return self._score.crowded(1, deadline, now)
+        # While the encoder is at work on the same core, runs of one pair would leave it no time.
+        few = usable_cores() == 1
+        patient = (lambda: self._encode.busy) if few else (lambda: False)
+        self._score = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS, patient=patient)
 
     def put(self, pair: Pair, deadline: float, reply: Callable[[list[bytes] | Exception], None]) -> Job[Pair, bytes]:
         """`predict` for one pair of ids, without a task or a future; `reply` is called later with the answer.

@@ -7,15 +7,15 @@ not. The table is sorted by id, so of two items with the same rating the one wit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from levi_serve.bundle import AnyArray, Int64Array
+from levi_serve.bundle import AnyArray, DoubleArray, FloatArray, Int64Array
 from levi_serve.bundle.rated import Rated
 from levi_serve.bundle.rows import HalfArray, Id, Table
 from levi_serve.errors import DeadlineError, ModelOutputError, UnsupportedError
-from levi_serve.predictor import Scores
+from levi_serve.predictor import DECIMALS, Scores, entity_feeds
 from levi_serve.store import Given
 
 CHUNK = 256
@@ -34,14 +34,22 @@ class Best(NamedTuple):
     """Items that were left out, since the model gave no finite number for them."""
 
 
+class Model(Protocol):
+    """What rates: `Predictor` in two steps, since only those that are kept need the second."""
+
+    def rate(self, feeds: dict[str, AnyArray]) -> tuple[FloatArray, FloatArray]:
+        """Head ratings [B, n] and ratings [B], finite or not."""
+
+    def scores(self, feeds: dict[str, AnyArray], heads: FloatArray, ratings: AnyArray) -> Scores:
+        """All there is to say of the pairs that were rated."""
+
+
 class Recommender:
     """Goes through the items of one version. A pass keeps its thread busy from beginning to end."""
 
-    def __init__(
-        self, score: Callable[[AnyArray, AnyArray], Scores], items: Table, users: Table | None, rated: Rated | None
-    ) -> None:
-        """`score` rates items by the user's row [1, W] and theirs [B, W]. `rated` is about rows of `users`."""
-        self._score = score
+    def __init__(self, model: Model, items: Table, users: Table | None, rated: Rated | None) -> None:
+        """`model` is of entity views. `rated` is about rows of `users`."""
+        self._model = model
         self.items = items
         self._users = users
         self._rated = rated
@@ -76,18 +84,26 @@ class Recommender:
         allowed = np.ones(count, np.bool_)
         allowed[exclude] = False
         user = user[np.newaxis]
-        best: Best | None = None
+        best: _Rated | None = None
+        unusable = 0
         for start in range(0, count, CHUNK):
             if not wanted():
                 raise DeadlineError
             rows = self.items.rows[start : min(start + CHUNK, count)]
-            scores = self._score(user, rows)
-            found = _found(start, scores, allowed[start : start + len(rows)])
+            heads, ratings = self._model.rate(entity_feeds(user, rows))
+            usable = np.isfinite(ratings) & np.isfinite(heads).all(axis=1)
+            here = allowed[start : start + len(rows)]
+            unusable += int(np.count_nonzero(here & ~usable))
+            (places,) = np.nonzero(here & usable)
+            # As answers show them: what looks the same is in the order of ids.
+            shown = ratings[places].astype(np.float64).round(DECIMALS)
+            found = _Rated(start + places, heads[places], shown)
             best = _cut(_joined(best, found) if best else found, k)
         assert best is not None  # a catalogue has an item
-        if best.unusable and not len(best.numbers):
+        if unusable and not len(best.numbers):
             raise ModelOutputError
-        return best
+        feeds = entity_feeds(user, self.items.rows[best.numbers])
+        return Best(best.numbers, self._model.scores(feeds, best.heads, best.ratings), unusable)
 
 
 def ranked(items: Sequence[Given], ratings: Sequence[float]) -> list[int]:
@@ -104,28 +120,23 @@ def ranked(items: Sequence[Given], ratings: Sequence[float]) -> list[int]:
     return sorted(range(len(items)), key=key)
 
 
-def _found(start: int, scores: Scores, allowed: AnyArray) -> Best:
-    """The items of a chunk that may be recommended, in the table's order; `start` is the chunk's first."""
-    (places,) = np.nonzero(allowed & scores.usable)
-    return Best(start + places, _picked(scores, places), int(np.count_nonzero(allowed & ~scores.usable)))
+class _Rated(NamedTuple):
+    """Some items in the course of a pass."""
+
+    numbers: Int64Array
+    """[B], rows of the items' table."""
+    heads: FloatArray
+    """[B, n]"""
+    ratings: DoubleArray
+    """[B]"""
 
 
-def _joined(best: Best, found: Best) -> Best:
+def _joined(best: _Rated, found: _Rated) -> _Rated:
     """Both, the second behind the first."""
-    pairs = zip(_columns(best.scores), _columns(found.scores), strict=True)
-    scores = Scores(*(np.concatenate(pair) for pair in pairs))
-    return Best(np.append(best.numbers, found.numbers), scores, best.unusable + found.unusable)
+    return _Rated(*(np.concatenate(pair) for pair in zip(best, found, strict=True)))
 
 
-def _cut(best: Best, k: int) -> Best:
+def _cut(rated: _Rated, k: int) -> _Rated:
     """The best `k`. What stands earlier in the table stands earlier here: a stable sort keeps it before its equals."""
-    order = np.argsort(-best.scores.rating, kind="stable")[:k]
-    return Best(best.numbers[order], _picked(best.scores, order), best.unusable)
-
-
-def _picked(scores: Scores, places: AnyArray) -> Scores:
-    return Scores(*(column[places] for column in _columns(scores)))
-
-
-def _columns(scores: Scores) -> tuple[AnyArray, ...]:
-    return scores.rating, scores.heads, scores.disagreement, scores.ood_score, scores.usable, scores.watched
+    order = np.argsort(-rated.ratings, kind="stable")[:k]
+    return _Rated(*(column[order] for column in rated))

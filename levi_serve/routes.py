@@ -67,7 +67,7 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
             deadline = deadline_of(request, timeout_s)
             pair = service.wire.query(request.scope["query_string"])
             try:
-                (answer,) = await unless_gone(request, service.engine.predict([pair], deadline))
+                (answer,) = await unless_gone(request, service.engine.predict([pair], deadline), deadline)
             except UnknownIdError as error:
                 raise service.wire.unknown_id(error, "") from None
             return json_response(answer)
@@ -86,7 +86,7 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         with live.current() as service:
             pairs = service.wire.body(body)
             try:
-                answers = await unless_gone(request, service.engine.predict(pairs, deadline))
+                answers = await unless_gone(request, service.engine.predict(pairs, deadline), deadline)
             except UnknownIdError as error:
                 place = next(i for i, pair in enumerate(pairs) if pair[error.side] == error.id)
                 raise service.wire.unknown_id(error, f"pairs[{place}].") from None

@@ -55,7 +55,7 @@ def build_recommend_router(live: Live, max_body_bytes: int, timeout_s: float) ->
         with live.current() as service:
             candidates = service.lists.candidates(body)
             try:
-                answers = await unless_gone(request, service.engine.rank(*candidates, deadline))
+                answers = await unless_gone(request, service.engine.rank(*candidates, deadline), deadline)
             except UnknownIdError as error:
                 raise service.lists.unknown_candidate(error, candidates) from None
             return json_response(service.lists.answer(candidates.user, answers))
@@ -65,7 +65,7 @@ def build_recommend_router(live: Live, max_body_bytes: int, timeout_s: float) ->
 
 async def _recommended(request: Request, service: Service, wish: Wish, deadline: float) -> Response:
     try:
-        answers = await unless_gone(request, service.engine.recommend(*wish, deadline))
+        answers = await unless_gone(request, service.engine.recommend(*wish, deadline), deadline)
     except UnknownIdError as error:
         raise service.lists.unknown_user(error) from None
     return json_response(service.lists.answer(wish.user, answers))

@@ -23,6 +23,7 @@ from levi_serve.metrics import Metrics
 from levi_serve.protocol import Protocol
 from levi_serve.server import Server
 from levi_serve.settings import ServeSettings
+from levi_serve.turned_away import TurnedAway
 
 
 def serve(
@@ -49,7 +50,8 @@ def serve(
     protocol: Callable[..., Protocol] = partial(Protocol, metrics=metrics)
     if not settings.access_log:  # the lane writes none
         token = Token(settings.token.get_secret_value()) if settings.token else None
-        protocol = partial(Lane, live=live, metrics=metrics, timeout_s=settings.timeout_ms / 1000, token=token)
+        timeout_s, away = settings.timeout_ms / 1000, TurnedAway(live)
+        protocol = partial(Lane, live=live, metrics=metrics, away=away, timeout_s=timeout_s, token=token)
     Server(app, live, protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)
 
 

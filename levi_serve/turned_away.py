@@ -1,0 +1,46 @@
+"""Connections whose request was refused. They are read again after a pause, so many at a time that refusing never takes
+the core from answering: a client that was told when to come again, and comes at once, waits in its own socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from levi_serve.live import Live
+
+_PAUSE_S = 0.01
+_AGAIN = 100
+"""So many are read again after each pause. A refusal costs about 15 µs: all of them cost a seventh of a core."""
+
+
+class TurnedAway:
+    """Those of one process, in the order in which they were refused."""
+
+    def __init__(self, live: Live) -> None:
+        """Nobody has been refused yet; while that is so, it costs nothing."""
+        self._live = live
+        self._line: deque[Callable[[], None]] = deque()
+        self._looking = False
+
+    def add(self, again: Callable[[], None]) -> None:
+        """Call `again` when it is time to read the connection again."""
+        self._line.append(again)
+        if not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_later(_PAUSE_S, self._look)
+
+    def _look(self) -> None:
+        for _ in range(min(len(self._line), max(_AGAIN, self._room()))):
+            self._line.popleft()()
+        self._looking = bool(self._line)
+        if self._looking:
+            asyncio.get_running_loop().call_later(_PAUSE_S, self._look)
+
+    def _room(self) -> int:
+        """How many might be answered now; all, where none is to be kept waiting any more."""
+        service = self._live.service
+        if service is None or self._live.status == "draining":
+            return len(self._line)
+        return service.engine.room

@@ -207,7 +207,12 @@ async def _store(version: Version, settings: ServeSettings, metrics: Metrics) ->
 
 def _engine(version: Version, store: Store, wire: Wire, settings: ServeSettings, metrics: Metrics) -> Engine:
     limits = Limits(
-        settings.max_batch, settings.max_tokens, settings.encode_batch, settings.max_queue, settings.on_missing
+        settings.max_batch,
+        settings.max_tokens,
+        settings.encode_batch,
+        settings.max_queue,
+        settings.on_missing,
+        one_core=usable_cores() <= settings.workers,
     )
     if version.encoder is not None:
         users, items = version.tables

@@ -46,6 +46,10 @@ class Limits:
     """Items that wait in one lane."""
     on_missing: Literal["degrade", "error"] = "degrade"
     """What becomes of an entity whose row is elsewhere and cannot be had: the unknown entity's row, or an error."""
+    one_core: bool = False
+    """Whether all threads share one core: then the encoder gets what nobody else wants of it, and what a run of one
+    pair costs is taken from the encoder.
+    """
 
 
 class Engine(ABC):

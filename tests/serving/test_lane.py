@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from levi_serve import lane
+from levi_serve import exchange, lane
 from levi_serve.lane import Lane
 from levi_serve.turned_away import TurnedAway
 
@@ -147,6 +147,14 @@ def test_what_waits_in_the_socket_is_late(full: Full, monkeypatch: pytest.Monkey
         assert line.answer()[0] == 429
         full.gate.open()
         assert line.asked(hurried) == 504
+
+
+def test_an_answer_that_the_loop_held_up(app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list that was rated in time, and comes out of the event loop too late, is a 504 and no answer."""
+    monkeypatch.setattr(exchange, "_SENDING_S", 10.0)  # the default deadline is in 2 s
+    assert app.post([{"user": 138, "movie": 357}]).status_code == 504
+    monkeypatch.setattr(exchange, "_SENDING_S", 0.001)
+    assert app.post([{"user": 138, "movie": 357}]).status_code == 200
 
 
 def test_unusual_lists_take_the_ordinary_way(full: Full) -> None:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # the core runs without the web framework that the edge bring
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_FOUND = int(State.FOUND)  # numpy asks an enum for many things before it compares
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -189,7 +191,7 @@ class Engine(ABC):
         """One per pair. `trained` and `state` [B] are the user's and the item's."""
         degraded = state[0].any() or state[1].any()
         if self._monitor is not None:
-            self._show(self._monitor, pairs, scores, trained, (state[0] | state[1]) == State.FOUND)
+            self._show(self._monitor, pairs, scores, trained, (state[0] | state[1]) == _FOUND)
         answers: list[Any] = self._wire.answers(pairs, scores, trained, state if degraded else None)
         if not scores.usable.all():
             for i in np.flatnonzero(~scores.usable).tolist():

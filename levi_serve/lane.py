@@ -137,7 +137,7 @@ class Lane(Protocol):
             return False
         user, item, timeout = request
         deadline = self._deadline(timeout)
-        if retry_after := service.engine.crowded(deadline, self._seen):
+        if retry_after := service.engine.crowded(deadline, self._seen) or int(deadline <= self._seen):
             self._turn_away(ROUTE, "GET", retry_after)
             return True
         if not isinstance(service.engine, EntityEngine):
@@ -163,7 +163,8 @@ class Lane(Protocol):
         rest = length - (len(data) - end)
         if rest < 0:
             return False
-        retry_after = service.engine.crowded(self._deadline(timeout), self._seen, a_list=True)
+        deadline = self._deadline(timeout)
+        retry_after = service.engine.crowded(deadline, self._seen, a_list=True) or int(deadline <= self._seen)
         if retry_after:
             self._turn_away(route.decode(), "POST", retry_after)
             self._rest = rest
@@ -171,7 +172,7 @@ class Lane(Protocol):
 
     def _deadline(self, timeout: float | None) -> float:
         """When the answer must be there. What comes as soon as the connection is read again may have waited all the
-        time.
+        time; if that was too long, it is refused once more.
         """
         came = self._refused if self._seen - self._again < _AT_ONCE_S else self._seen
         return came + (self._timeout_s if timeout is None else timeout)

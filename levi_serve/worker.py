@@ -47,6 +47,7 @@ def serve(
     # loop for 50 ms, and so one can be made whenever a version has been released.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)  # the default goes through what thousands of connections hold, many times a second
     protocol: Callable[..., Protocol] = partial(Protocol, metrics=metrics)
     if not settings.access_log:  # the lane writes none
         token = Token(settings.token.get_secret_value()) if settings.token else None

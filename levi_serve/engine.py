@@ -109,9 +109,9 @@ class Engine(ABC):
         return self._score.crowded(self._limits.max_queue // 2 if a_list else 1, deadline, now)
 
     @property
-    def room(self) -> int:
-        """How many more pairs may wait until the queue is half full; below 0 if it is fuller."""
-        return self._limits.max_queue // 2 - self._score.waiting
+    def waiting(self) -> int:
+        """Pairs that wait for their last run."""
+        return self._score.waiting
 
     async def rank(self, user: Given, items: Sequence[Given], deadline: float = math.inf) -> list[bytes]:
         """Predictions for these items, best first; raises what `predict` raises."""

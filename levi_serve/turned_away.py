@@ -39,16 +39,14 @@ class TurnedAway:
 
     def _look(self) -> None:
         before, self._used = self._used, process_time()
-        paid = int((self._used - before) * _AGAIN_A_SECOND)
-        for _ in range(min(len(self._line), max(_AGAIN, paid, self._room()))):
+        some = max(_AGAIN, int((self._used - before) * _AGAIN_A_SECOND))
+        for _ in range(min(len(self._line), some) if self._overloaded() else len(self._line)):
             self._line.popleft()()
         self._looking = bool(self._line)
         if self._looking:
             asyncio.get_running_loop().call_later(_PAUSE_S, self._look)
 
-    def _room(self) -> int:
-        """How many might be answered now; all, where none is to be kept waiting any more."""
+    def _overloaded(self) -> bool:
+        """If not, nobody is kept waiting any longer; nor is anybody by a server that is about to end."""
         service = self._live.service
-        if service is None or self._live.status == "draining":
-            return len(self._line)
-        return service.engine.room
+        return service is not None and self._live.status != "draining" and service.engine.waiting > 0

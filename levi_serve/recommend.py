@@ -133,10 +133,14 @@ class _Rated(NamedTuple):
 
 def _joined(best: _Rated, found: _Rated) -> _Rated:
     """Both, the second behind the first."""
-    return _Rated(*(np.concatenate(pair) for pair in zip(best, found, strict=True)))
+    return _Rated(
+        np.concatenate([best.numbers, found.numbers]),
+        np.concatenate([best.heads, found.heads]),
+        np.concatenate([best.ratings, found.ratings]),
+    )
 
 
 def _cut(rated: _Rated, k: int) -> _Rated:
     """The best `k`. What stands earlier in the table stands earlier here: a stable sort keeps it before its equals."""
     order = np.argsort(-rated.ratings, kind="stable")[:k]
-    return _Rated(*(column[order] for column in rated))
+    return _Rated(rated.numbers[order], rated.heads[order], rated.ratings[order])

@@ -20,7 +20,7 @@ demo: demo-model
 demo-model: $(RUN).exported
 
 $(RUN).exported: $(VENV)/train.done
-	$(BIN)/levi-train fit --dataset $(DATASET) $(if $(DATA),--data "$(DATA)") --out $(RUN)
+	$(BIN)/levi-train fit --dataset $(DATASET) $(if $(DATA),--data "$(DATA)") --select random --out $(RUN)
 	$(BIN)/levi-train export $(RUN) model_repo > $@.part
 	mv $@.part $@
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
@@ -111,7 +112,8 @@ class Choose(OnData):
         prepared = prepare(dataset, fitted, load_backbone(Options().backbone), "entity", size, self.cache, device)
         bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
         rows, out = torch.from_numpy(fitted), torch.from_numpy(held_out)
-        found = fit_by_sampling(prepared, Recipe(), bounds, rows, [Fold(rows, out)])
+        with TemporaryDirectory() as folder:
+            found = fit_by_sampling(prepared, Recipe(select="random"), bounds, rows, [Fold(rows, out)], Path(folder))
         assert isinstance(found.stage, ViewStage)
         heads = predict(found.stage.model, prepared.features, out, found.stage.ids).double().numpy()
         by_weights = {
@@ -172,7 +174,7 @@ class Compare(OnData):
     def _levi(self, seed: int, rows: Int64Array, evaluations: list[Evaluation]) -> DoubleArray:
         folder = self.runs / f"seed-{seed}"
         fit(
-            Options(dataset="ml-100k", data=self.data, size="best", weights=WEIGHTS, seed=seed),
+            Options(dataset="ml-100k", data=self.data, size="best", weights=WEIGHTS, seed=seed, select="random"),
             folder,
             self.cache,
             "cpu",

@@ -54,7 +54,8 @@ class GenreShift(Command):
 
     def _measure(self, views: ViewKind, seed: int) -> tuple[Record, Evaluation]:
         folder = self.runs / f"{views}-{seed}"
-        record = fit(Options(dataset="ml-100k", data=self.data, views=views, seed=seed), folder, self.cache, "cpu")
+        options = Options(dataset="ml-100k", data=self.data, views=views, seed=seed, select="random")
+        record = fit(options, folder, self.cache, "cpu")
         if not (folder / METRICS).exists():
             evaluate(open_run(folder, self.cache, "cpu"))
         return record, Evaluation.model_validate_json((folder / METRICS).read_bytes())

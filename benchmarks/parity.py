@@ -48,7 +48,13 @@ class Parity(Command):
                 # The paper size has no dropout and wider layers: it wants a smaller rate.
                 rate = 6e-3 if size == "ref" else 1e-3
                 options = Options(
-                    dataset="ml-100k", data=self.data, views=views, size=size, epochs=1, learning_rate=(rate,)
+                    dataset="ml-100k",
+                    data=self.data,
+                    views=views,
+                    size=size,
+                    epochs=1,
+                    learning_rate=(rate,),
+                    select="random",
                 )
                 fit(options, Path(folder) / "run", self.cache, "cpu")
                 fitted = open_run(Path(folder) / "run", self.cache, "cpu")

@@ -11,24 +11,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from levi_serve.bundle.commands import RunError
+from levi_serve.bundle.entities import open_entities
 from levi_serve.bundle.keys import Keys
+from levi_serve.bundle.redis_url import is_redis
 from levi_serve.cache import RowCache
 from levi_serve.cores import lower_priority, usable_cores
 from levi_serve.engine import Engine, Limits
 from levi_serve.engine_entity import EntityEngine
 from levi_serve.engine_pair import PairEngine
-from levi_serve.feedback import FeedbackLog
+from levi_serve.entities import Entities
+from levi_serve.errors import BackendError, EntitiesError
+from levi_serve.feedback import Feedback, FolderLog
 from levi_serve.guard import Guard, Token, describe_guard
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
+from levi_serve.metrics_fleet import FleetMetrics
 from levi_serve.monitor.detector import Detector
 from levi_serve.monitor.streams import threshold
 from levi_serve.monitor.watch import Monitor, state_file
 from levi_serve.observer import Observer
+from levi_serve.overlay import Overlay
 from levi_serve.page.router import build_page
 from levi_serve.predictor import PairReader
 from levi_serve.problems import handle_problems, problem_schemas
@@ -37,6 +43,7 @@ from levi_serve.recommend import Recommender
 from levi_serve.repository import Policy
 from levi_serve.rollout import Rollout
 from levi_serve.routes import build_router, methods_by_path
+from levi_serve.routes_entities import build_entities_router
 from levi_serve.routes_feedback import build_feedback_router
 from levi_serve.routes_inference import build_inference_router
 from levi_serve.routes_monitor import build_monitor_router
@@ -44,6 +51,7 @@ from levi_serve.routes_recommend import build_recommend_router
 from levi_serve.routes_repository import build_repository_router
 from levi_serve.settings import ServeSettings
 from levi_serve.store import Store, TableStore
+from levi_serve.trial import Trial
 from levi_serve.versions import Version, load
 from levi_serve.wire import Wire
 from levi_serve.wire_recommend import RecommendWire
@@ -62,10 +70,20 @@ def build_app(
     ready, and able to say why. One that `replaces` another while others serve starts when it is ready, or not at all.
     Workers of one server have a folder that they have `shared`.
     """
+    fleet = FleetMetrics(metrics.own)
+    trial = Trial(live, settings.canary_share, settings.shadow_share, fleet)
+    entities, feedback = _entities(settings, fleet), _feedback(settings, metrics)
+    admin = Token(settings.admin_token.get_secret_value()) if settings.admin_token else None
     wishes = WishList(Wishes(stable=settings.stable, canary=settings.canary), shared)
     policy = Policy.parse(settings.version)
     rollout = Rollout(
-        live, metrics, settings.model_repo, settings.model, policy, wishes, partial(bring_up, settings, metrics)
+        live,
+        metrics,
+        settings.model_repo,
+        settings.model,
+        policy,
+        wishes,
+        partial(bring_up, settings, metrics, entities=entities),
     )
 
     @asynccontextmanager
@@ -75,15 +93,22 @@ def build_app(
             await loading
             if live.service is None:
                 live.give_up(RunError(live.reason))
-        watching = asyncio.create_task(rollout.run(settings.watch_s))
+        tasks = [loading, asyncio.create_task(rollout.run(settings.watch_s))]
+        if feedback is not None:
+            tasks.append(asyncio.create_task(feedback.watch()))
+        if entities is not None:
+            tasks.append(asyncio.create_task(entities.watch(partial(live.follow, entities))))
         yield
-        for task in (watching, loading):
+        for task in tasks:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        await trial.close()
         await live.close()
         if feedback is not None:
             await feedback.close()
+        if entities is not None:
+            entities.close()
         wishes.close()
 
     app = FastAPI(
@@ -94,20 +119,7 @@ def build_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    router = build_router(live, metrics, settings.model, settings.max_body_bytes, settings.timeout_ms / 1000)
-    router.include_router(build_recommend_router(live, settings.max_body_bytes, settings.timeout_ms / 1000))
-    router.include_router(build_monitor_router(live, settings.monitor_days, settings.monitor_rate))
-    feedback = None
-    if settings.feedback is not None:
-        feedback = FeedbackLog(settings.feedback, settings.feedback_max_mib << 20, settings.max_queue, metrics)
-    router.include_router(build_feedback_router(live, feedback, settings.max_body_bytes, settings.timeout_ms / 1000))
-    admin = Token(settings.admin_token.get_secret_value()) if settings.admin_token else None
-    router.include_router(
-        build_inference_router(
-            live, settings.model, settings.max_body_bytes, settings.max_pairs, settings.timeout_ms / 1000
-        )
-    )
-    router.include_router(build_repository_router(live, rollout, settings.model, admin, settings.max_body_bytes))
+    router = _router(settings, live, metrics, rollout, trial, feedback, entities, admin)
     app.include_router(router)
     app.include_router(build_page())
     if settings.token:
@@ -115,16 +127,23 @@ def build_app(
         app.add_middleware(Guard, tokens=tokens, count=metrics.problem)
     app.add_middleware(Observer, live=live, metrics=metrics, access_log=settings.access_log)
     handle_problems(app, methods_by_path(router), metrics.problem)
-    app.state.rollout = rollout
+    app.state.rollout, app.state.trial = rollout, trial
     app.openapi = lambda: _openapi(app, live, settings.token is not None)  # type: ignore[method-assign]
     return app
 
 
-async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, beside: Service | None = None) -> Service:
-    """A version, opened beside the one in service, and proven through its own engine.
+async def bring_up(
+    settings: ServeSettings,
+    metrics: Metrics,
+    number: int,
+    beside: Service | None = None,
+    entities: Entities | None = None,
+) -> Service:
+    """A version, opened beside the one in service, and proven through its own engine; then it learns of `entities`.
 
     Raises:
         BundleError: it cannot be used.
+        BackendError: its encoder does not answer.
         DeviceError: the device is not there.
 
     """
@@ -134,14 +153,21 @@ async def bring_up(settings: ServeSettings, metrics: Metrics, number: int, besid
     version, wire, lists = await opening
     async with AsyncExitStack() as undo:
         undo.callback(version.close)
-        engine = _engine(version, await _store(version, settings, metrics), wire, settings, metrics)
+        store = await _store(version, settings, metrics)
+        overlay = Overlay(store, version.manifest, version.tables, version.unknown)
+        engine = _engine(version, overlay, wire, settings, metrics)
         undo.push_async_callback(engine.close)
         difference = await prove(version, engine)
+        if entities is not None:
+            with suppress(EntitiesError):  # tried again and again, and then told in the log
+                await entities.look()
+            if not await overlay.follow(entities, engine.row):
+                raise BackendError("the entities that were put cannot be encoded at the moment")
         monitor = _monitor(version, settings, metrics)
         undo.pop_all()
     if monitor is not None:
         engine.watch(monitor)  # only now: golden examples are no traffic
-    return Service(version, engine, wire, lists, difference, monitor)
+    return Service(version, engine, wire, lists, overlay, difference, monitor)
 
 
 def _open(
@@ -205,7 +231,7 @@ async def _store(version: Version, settings: ServeSettings, metrics: Metrics) ->
     return TieredStore(keys, (users, items), version.unknown, remote, cache, settings.absent_s, settings.redis_ttl_s)
 
 
-def _engine(version: Version, store: Store, wire: Wire, settings: ServeSettings, metrics: Metrics) -> Engine:
+def _engine(version: Version, store: Overlay, wire: Wire, settings: ServeSettings, metrics: Metrics) -> Engine:
     limits = Limits(
         settings.max_batch,
         settings.max_tokens,
@@ -218,10 +244,51 @@ def _engine(version: Version, store: Store, wire: Wire, settings: ServeSettings,
         users, items = version.tables
         recommender = None
         if items is not None:
-            recommender = Recommender(version.predictor, items, users, version.rated)
+            recommender = Recommender(version.predictor, items, users, version.rated, store.additions)
         return EntityEngine(store, wire, limits, metrics, version.predictor, version.encoder, recommender)
     reader = PairReader(version.manifest, version.tokenizer)
     return PairEngine(store, wire, limits, metrics, version.predictor, reader, version.unknown)
+
+
+def _router(
+    settings: ServeSettings,
+    live: Live,
+    metrics: Metrics,
+    rollout: Rollout,
+    trial: Trial,
+    feedback: Feedback | None,
+    entities: Entities | None,
+    admin: Token | None,
+) -> APIRouter:
+    """All endpoints but the page."""
+    name, limits = settings.model, (settings.max_body_bytes, settings.timeout_ms / 1000)
+    router = build_router(live, trial, metrics, name, *limits)
+    router.include_router(build_recommend_router(live, trial, *limits))
+    router.include_router(build_monitor_router(live, settings.monitor_days, settings.monitor_rate))
+    router.include_router(build_feedback_router(live, trial, feedback, *limits))
+    router.include_router(build_entities_router(live, entities, feedback, admin, *limits))
+    router.include_router(build_inference_router(live, name, limits[0], settings.max_pairs, limits[1]))
+    router.include_router(build_repository_router(live, rollout, name, admin, limits[0]))
+    return router
+
+
+def _feedback(settings: ServeSettings, metrics: Metrics) -> Feedback | None:
+    """The way into the feedback log, if there is to be one."""
+    place, max_bytes = settings.feedback, settings.feedback_max_mib << 20
+    if place is None:
+        return None
+    if not is_redis(place):
+        return Feedback(FolderLog(Path(place), max_bytes), settings.max_queue, metrics)
+    from levi_serve.stream import StreamLog  # noqa: PLC0415 - importing Redis takes 0.1 s, and most servers need none
+
+    return Feedback(StreamLog(place, settings.model, max_bytes), settings.max_queue, metrics)
+
+
+def _entities(settings: ServeSettings, metrics: FleetMetrics) -> Entities | None:
+    """The copy of the list of entities, if there is to be one."""
+    if settings.entities is None:
+        return None
+    return Entities(open_entities(settings.entities, settings.model), settings.entities_max, metrics)
 
 
 async def _first(rollout: Rollout, live: Live) -> None:

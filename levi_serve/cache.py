@@ -96,6 +96,13 @@ class RowCache:
         self._keys[slot], self._attributes[slot], self._spaces[slot] = key, stored.attributes, space
         self.bytes += cost
 
+    def drop(self, space: int, key: Key) -> None:
+        """Forget an entry, if it is there."""
+        slot = self._slots[space].get(key)
+        if slot is not None:
+            self._remove(slot, key)
+            self._rows[slot] = 0
+
     def _evict(self) -> None:
         """Take out the next entry that was not read since the hand passed it."""
         while True:
@@ -106,6 +113,9 @@ class RowCache:
             key = None if slot < 0 else self._keys[slot]
             if key is not None:
                 break
+        self._remove(slot, key)
+
+    def _remove(self, slot: int, key: Key) -> None:
         self.bytes -= self._cost(key, self._attributes[slot])
         del self._slots[self._spaces[slot]][key]
         self._keys[slot], self._attributes[slot] = None, b""

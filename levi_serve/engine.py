@@ -16,7 +16,8 @@ import orjson
 
 from levi_serve.batcher import Batcher, Queue
 from levi_serve.bundle import BoolArray, Int8Array
-from levi_serve.bundle.rows import Id
+from levi_serve.bundle.rows import HalfArray, Id
+from levi_serve.bundle.schema import Attributes
 from levi_serve.cores import lower_priority
 from levi_serve.errors import ModelOutputError, ServeError, UnavailableError, UnknownIdError
 from levi_serve.metrics import Metrics
@@ -93,6 +94,12 @@ class Engine(ABC):
             UnsupportedError: this model, or the tables kept here, do not allow it.
             ServeError: as `predict`.
 
+        """
+
+    @abstractmethod
+    async def row(self, side: int, attributes: Attributes, deadline: float = math.inf) -> HalfArray:
+        """The row [W] of a user (side 0) or an item with these attributes and no trained id; raises what `predict` does
+        about lanes.
         """
 
     def admit(self, deadline: float) -> None:
@@ -191,7 +198,8 @@ class Engine(ABC):
         """One per pair. `trained` and `state` [B] are the user's and the item's."""
         degraded = state[0].any() or state[1].any()
         if self._monitor is not None:
-            self._show(self._monitor, pairs, scores, trained, (state[0] | state[1]) == _FOUND)
+            found = (state[0] | state[1]) == _FOUND if degraded else None
+            self._show(self._monitor, pairs, scores, trained, found)
         answers: list[Any] = self._wire.answers(pairs, scores, trained, state if degraded else None)
         if not scores.usable.all():
             for i in np.flatnonzero(~scores.usable).tolist():
@@ -204,13 +212,14 @@ class Engine(ABC):
         pairs: Sequence[Pair],
         scores: Scores,
         trained: tuple[BoolArray, BoolArray],
-        found: BoolArray,
+        found: BoolArray | None,
     ) -> None:
-        """The pairs that clients asked for and of which both sides were `found` [B]."""
-        users: list[Any] = [pair[0].row.tobytes() if isinstance(pair[0], Encoded) else pair[0] for pair in pairs]
+        """The pairs that clients asked for and of which both sides were `found` [B]; None: all were."""
+        users: list[Any] = [user.row.tobytes() if isinstance(user, Encoded) else user for user, _ in pairs]
         if Probe in map(type, pairs):
-            found &= [type(pair) is not Probe for pair in pairs]
-        if found.all():
+            asked = np.array([type(pair) is not Probe for pair in pairs])
+            found = asked if found is None else found & asked
+        if found is None:
             monitor.observe(users, scores.watched, scores.heads, scores.usable, trained)
         elif found.any():
             users = [users[i] for i in np.flatnonzero(found).tolist()]

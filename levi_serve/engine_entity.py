@@ -6,28 +6,27 @@ takes longer, the backbone or the whole catalogue, runs in a thread of its lane.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from levi_serve.batcher import Batcher, Job
 from levi_serve.bundle import AnyArray
 from levi_serve.bundle.rows import HalfArray
+from levi_serve.bundle.schema import Attributes
 from levi_serve.bundle.tensors import MASK
 from levi_serve.cores import lower_priority, lowest_priority
 from levi_serve.encoder import Encoder, NewEntity
 from levi_serve.engine import Engine, Limits, kind_of, timed
-from levi_serve.errors import UnsupportedError
+from levi_serve.errors import ModelOutputError, UnsupportedError
 from levi_serve.metrics import Metrics
 from levi_serve.predictor import Encoded, GivenPair, Known, Pair, Predictor, Scores, entity_feeds
 from levi_serve.queues import Turns
 from levi_serve.recommend import Recommender
-from levi_serve.store import Given, Side, Store
+from levi_serve.store import Given, Side, Store, key_of
 
 if TYPE_CHECKING:
     from levi_serve.wire import Wire
@@ -83,7 +82,7 @@ class EntityEngine(Engine):
     async def _with_rows(self, pairs: Sequence[GivenPair | Pair], deadline: float) -> list[Pair]:
         """Each different new entity is encoded once, unless its row is remembered."""
         new = {
-            _key(side, given): NewEntity(side, given)
+            key_of(side, given): NewEntity(side, given)
             for pair in pairs
             for side, given in enumerate(pair)
             if isinstance(given, Mapping)
@@ -91,9 +90,16 @@ class EntityEngine(Engine):
         rows = await self._rows(new, deadline) if new else {}
 
         def known(side: int, given: Given | Encoded) -> Known:
-            return Encoded(given, rows[_key(side, given)]) if isinstance(given, Mapping) else given
+            return Encoded(given, rows[key_of(side, given)]) if isinstance(given, Mapping) else given
 
         return [kind_of(pair)(known(0, pair.user), known(1, pair.item)) for pair in pairs]
+
+    async def row(self, side: int, attributes: Attributes, deadline: float = math.inf) -> HalfArray:
+        """From the encoder, or remembered."""
+        (row,) = (await self._rows({key_of(side, attributes): NewEntity(side, attributes)}, deadline)).values()
+        if not np.isfinite(row).all():
+            raise ModelOutputError
+        return row
 
     async def _rows(self, new: Mapping[bytes, NewEntity], deadline: float) -> dict[bytes, HalfArray]:
         """The row [W] of each new entity, by its key."""
@@ -129,13 +135,15 @@ class EntityEngine(Engine):
         exclude = self._recommender.rated_by(user) if exclude_rated else _NOTHING
         known: Known
         if isinstance(user, Mapping):
-            (row,) = (await self._rows({_key(0, user): NewEntity(0, user)}, deadline)).values()
+            (row,) = (await self._rows({key_of(0, user): NewEntity(0, user)}, deadline)).values()
             known = Encoded(user, row)
         else:
             known = user
         side, _ = await self._look_up([known], [])
         if error := self._missing([known], side.state.tolist()):
             raise error
+        if not side.trained[0]:  # one that was erased and put again has rated nothing
+            exclude = _NOTHING
         ask = _Ask(known, side, k, exclude)
         try:
             (answers,) = await self._recommend.submit([ask], deadline)
@@ -155,13 +163,13 @@ class EntityEngine(Engine):
         return [self._recommended(self._recommender, ask) for ask in asks]
 
     def _recommended(self, recommender: Recommender, ask: _Ask) -> list[bytes]:
-        side, items = ask.side, recommender.items
+        side, items = ask.side, recommender.catalogue()
         best = timed(
-            self._inferred["recommend"], recommender.top, side.rows[0], ask.k, ask.exclude, lambda: not ask.over
+            self._inferred["recommend"], recommender.top, side.rows[0], ask.k, ask.exclude, lambda: not ask.over, items
         )
         self._metrics.left_out(best.unusable)
         numbers = best.numbers.tolist()
-        trained = side.trained.repeat(len(numbers)), items.trained[best.numbers]
+        trained = side.trained.repeat(len(numbers)), items.trained(best.numbers)
         state = side.state.repeat(len(numbers)), np.zeros(len(numbers), np.int8)
         pairs = [Pair(ask.user, items.id(number)) for number in numbers]
         answers = self._wire.answers(pairs, best.scores, trained, state if side.state.any() else None)
@@ -179,8 +187,3 @@ class _Ask:
     exclude: AnyArray
     over: bool = False
     """Nobody waits for the answer any more: its time is up, or its caller has gone."""
-
-
-def _key(side: int, attributes: Mapping[str, Any]) -> bytes:
-    """A digest that equal new entities share."""
-    return hashlib.sha256(f"{side}{json.dumps(attributes, sort_keys=True)}".encode()).digest()

@@ -13,6 +13,7 @@ import numpy as np
 
 from levi_serve.batcher import Batcher
 from levi_serve.bundle.rows import HalfArray
+from levi_serve.bundle.schema import Attributes
 from levi_serve.bundle.tensors import MASK
 from levi_serve.engine import Engine, Limits, kind_of, timed
 from levi_serve.errors import UnsupportedError
@@ -73,6 +74,11 @@ class PairEngine(Engine):
             "with pair views the whole catalogue would be a sentence through the backbone for every item; "
             "name the candidates in POST /rank, or export a model with entity views"
         )
+
+    async def row(self, side: int, attributes: Attributes, deadline: float = math.inf) -> HalfArray:
+        """Its text is read with each pair: the row is everybody's."""
+        row: HalfArray = self._unknown[side]
+        return row
 
     def _known(self, side: int, given: Given | Encoded) -> Known:
         return Encoded(given, self._unknown[side]) if isinstance(given, Mapping) else given

@@ -7,6 +7,7 @@ ServeError
 ├── UnavailableError     a row cannot be had at the moment
 ├── BackendError         what runs the model does not answer
 ├── FeedbackError        a rating cannot be stored
+├── EntitiesError        a new or erased entity cannot be stored
 ├── UnsupportedError     the model, or the tables that are kept here, do not allow it
 ├── OverloadedError      too much is waiting already
 ├── DeadlineError        the answer would come too late
@@ -80,6 +81,10 @@ class BackendError(ServeError):
 
 class FeedbackError(ServeError):
     """A rating cannot be stored at the moment; the message says why."""
+
+
+class EntitiesError(ServeError):
+    """A new entity, or that one is erased, cannot be stored at the moment; the message says why."""
 
 
 class UnsupportedError(ServeError):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from levi_serve.page.router import is_page
@@ -66,6 +67,18 @@ class Guard:
     @staticmethod
     def _is_open(path: str) -> bool:
         return path in OPEN or is_page(path)
+
+
+def admission(admin: Token | None) -> Callable[[Request], None]:
+    """What an endpoint depends on that only who has the `admin` token may use; without one nobody may."""
+
+    def admitted(request: Request) -> None:
+        if admin is None:
+            raise ProblemError(403, "forbidden", "this server has no admin token, so nobody may do this")
+        if not admin.opens(request.scope["headers"]):
+            raise ProblemError(401, "unauthorized", "send the server's admin token as 'Authorization: Bearer TOKEN'")
+
+    return admitted
 
 
 def describe_guard(document: dict[str, Any]) -> None:

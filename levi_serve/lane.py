@@ -25,6 +25,7 @@ from levi_serve.metrics import Metrics
 from levi_serve.predictor import Pair
 from levi_serve.problems import MEDIA_TYPE, OVERLOADED, ProblemError, problem_of
 from levi_serve.protocol import Protocol
+from levi_serve.trial import Trial
 from levi_serve.turned_away import TurnedAway
 
 log = logging.getLogger("levi")
@@ -46,6 +47,7 @@ class Lane(Protocol):
         self,
         *arguments: Any,
         live: Live,
+        trial: Trial,
         metrics: Metrics,
         away: TurnedAway,
         timeout_s: float,
@@ -57,6 +59,7 @@ class Lane(Protocol):
         """
         super().__init__(*arguments, metrics=metrics, **named)
         self._live = live
+        self._trial = trial
         self._away = away
         self._timeout_s = timeout_s
         self._token = token
@@ -127,30 +130,36 @@ class Lane(Protocol):
     def _enter(self, data: bytes) -> bool:
         """Take the request into the lane, if it may."""
         service = self._live.service
-        if service is None:
-            return False
-        if data.startswith(b"POST"):
-            return self._enter_list(service, data)
+        if service is None or data.startswith(b"POST"):
+            return service is not None and self._enter_list(service, data)
         plain = data if self._token is None else self._token.taken_from(data)
         request = None if plain is None else service.wire.express(plain)
         if request is None:
             return False
         user, item, timeout = request
+        if self._trial.active:
+            service, other = self._trial.choose(user)
+            if other is not None:
+                return False
+        engine = service.engine
         deadline = self._deadline(timeout)
-        if retry_after := service.engine.crowded(deadline, self._seen) or int(deadline <= self._seen):
+        if retry_after := engine.crowded(deadline, self._seen) or int(deadline <= self._seen):
             self._turn_away(ROUTE, "GET", retry_after)
             return True
-        if not isinstance(service.engine, EntityEngine):
+        if not isinstance(engine, EntityEngine):
             return False
-        self._unset_keepalive_if_required()
         self._service = service
+        self._put(engine, Pair(user, item), deadline)
+        return True
+
+    def _put(self, engine: EntityEngine, pair: Pair, deadline: float) -> None:
+        self._unset_keepalive_if_required()
         try:
-            self._job = service.engine.put(Pair(user, item), deadline, self._reply)
+            self._job = engine.put(pair, deadline, self._reply)
         except OverloadedError as error:
             self._turn_away(ROUTE, "GET", error.retry_after)
         except ServeError as error:
             self._refuse(error)
-        return True
 
     def _enter_list(self, service: Service, data: bytes) -> bool:
         """Refuse a list by its head, if there is no room for one; else it takes the ordinary way."""

@@ -10,10 +10,12 @@ from typing import Literal, Self, TypeAlias
 
 from levi_serve.cores import give_back
 from levi_serve.engine import Engine
+from levi_serve.entities import Entities
 from levi_serve.errors import NotReadyError, UnknownVersionError
 from levi_serve.metrics import Metrics
 from levi_serve.monitor.metrics import MonitorCollector
 from levi_serve.monitor.watch import Monitor
+from levi_serve.overlay import Overlay
 from levi_serve.versions import Version
 from levi_serve.wire import Wire
 from levi_serve.wire_recommend import RecommendWire
@@ -34,6 +36,8 @@ class Service:
     engine: Engine
     wire: Wire
     lists: RecommendWire
+    overlay: Overlay
+    """What came after the export, which the engine looks at first."""
     golden_difference: float
     """Largest difference between a replayed golden rating and the recorded one."""
     monitor: Monitor | None
@@ -116,6 +120,12 @@ class Live:
         if number not in self.loaded:
             raise UnknownVersionError(number, list(self.loaded))
         return self.loaded[number]
+
+    async def follow(self, entities: Entities) -> None:
+        """Have every loaded version take over what changed among the entities."""
+        for service in list(self.loaded.values()):
+            with service:
+                await service.overlay.follow(entities, service.engine.row)
 
     def add(self, service: Service) -> None:
         """A version is loaded and proven; it answers those who name it."""

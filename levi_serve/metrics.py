@@ -345,6 +345,11 @@ class Metrics:
         self._registry.register(monitor)
 
     @property
+    def own(self) -> CollectorRegistry | None:
+        """Where metrics of other modules are registered; several workers have theirs in the files."""
+        return self._registry if self._shared is None else None
+
+    @property
     def shared(self) -> Path | None:
         """Folder of what workers share."""
         return self._shared

@@ -21,8 +21,8 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 from levi_serve.bundle.commands import UsageError
 from levi_serve.bundle.keys import Keys, Stored, encode_value
 from levi_serve.bundle.manifest import Manifest, read_manifest
+from levi_serve.bundle.redis_url import shown
 from levi_serve.bundle.rows import Table
-from levi_serve.redis_url import shown
 from levi_serve.remote import Client, RemoteError, advice, connect
 
 log = logging.getLogger("levi")

@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -30,10 +29,9 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.maint_notifications import MaintNotificationsConfig
 
 from levi_serve.bundle.commands import RunError
-from levi_serve.redis_url import is_cluster, node_url, shown
+from levi_serve.bundle.redis_url import client_options, is_cluster, node_url, shown
 
 log = logging.getLogger("levi")
 
@@ -55,7 +53,7 @@ _NO_REDIS = "what listens there does not answer as Redis does; is it another ser
 _ADVICE: tuple[tuple[tuple[type[Exception], ...], str | None], ...] = (
     ((ssl.SSLError,), "{}; rediss:// needs a TLS port whose certificate the system trusts, or ?ssl_ca_certs=FILE"),
     ((AuthenticationError, AuthorizationError), "{}; put user and password into the URL: redis://USER:PASSWORD@HOST"),
-    ((NoPermissionError,), "{}; the user needs MGET and SET on keys levi:*, in a cluster CLUSTER SLOTS too"),
+    ((NoPermissionError,), "{}; the user needs MGET, SET and DEL on keys levi:*, in a cluster CLUSTER SLOTS too"),
     ((MovedError, ClusterCrossSlotError), "it is a Redis Cluster; write redis+cluster:// or rediss+cluster://"),
     ((InvalidResponse,), _NO_REDIS),
     ((ClusterDownError,), None),
@@ -138,6 +136,19 @@ class Remote:
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
 
+    async def delete(self, keys: Sequence[bytes]) -> bool:
+        """Whether they are known to be gone."""
+        if not self.available:
+            return False
+        try:
+            async with asyncio.timeout(max(self._timeout_s, PROBE_S)):
+                for key in keys:  # in a cluster each may lie on another node
+                    await self._client.delete(key)
+        except Exception:  # noqa: BLE001 - as in `get`
+            self.write_failures += 1
+            return False
+        return True
+
     async def close(self) -> None:
         """End what is under way and disconnect."""
         if self._healing:
@@ -191,15 +202,7 @@ class Remote:
 
 def connect(url: str, timeout_s: float) -> Client:
     """A client that waits no longer than `timeout_s` for a connection or an answer."""
-    options: dict[str, Any] = {
-        "protocol": 3,
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
-        # Only for a connection that was cut while nobody used it: one that is refused or silent is not tried again.
-        "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-    }
-    return (RedisCluster if is_cluster(url) else Redis).from_url(node_url(url), **options)
+    return (RedisCluster if is_cluster(url) else Redis).from_url(node_url(url), **client_options(timeout_s, Retry))
 
 
 async def _mget(client: Client, keys: Sequence[bytes]) -> list[bytes | None]:

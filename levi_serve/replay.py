@@ -23,7 +23,9 @@ from levi_serve.predictor import GivenPair
 from levi_serve.store import Given
 from levi_serve.versions import Version
 
-_CHUNK = 8 * BLOCK
+_PART = 8 * BLOCK
+"""Requests after which the monitor is asked: an alarm is dated to them."""
+_CHUNK = 8 * _PART
 _LINES = 25
 """Lines of the table, at most."""
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 320, 60, 20, 30, 40
@@ -99,9 +101,8 @@ async def replay(
     engine.watch(monitor)
     points, alarms = [], []
     for chunk in _chunks(requests):
-        # As many at a time as a block needs at least: an alarm is then dated to the block.
-        for start in range(0, len(chunk), BLOCK):
-            part = chunk[start : start + BLOCK]
+        for start in range(0, len(chunk), _PART):
+            part = chunk[start : start + _PART]
             answers = await asyncio.gather(*(engine.predict([pair]) for pair, _ in part), return_exceptions=True)
             done += len(part)
             errors = []

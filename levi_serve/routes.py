@@ -16,6 +16,7 @@ from levi_serve.metrics import Metrics
 from levi_serve.predictor import Probe
 from levi_serve.problems import documented
 from levi_serve.routes_repository import VersionState, versions
+from levi_serve.trial import Trial
 
 
 class Health(BaseModel):
@@ -51,7 +52,9 @@ class Info(BaseModel):
     versions: list[VersionState] = Field(description="what is loaded, and what was to be and cannot be used")
 
 
-def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, timeout_s: float) -> APIRouter:
+def build_router(
+    live: Live, trial: Trial, metrics: Metrics, name: str, max_body_bytes: int, timeout_s: float
+) -> APIRouter:
     """All endpoints over one `live` service of the model `name`."""
     router = APIRouter()
 
@@ -63,14 +66,17 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
     )
     async def predict(request: Request) -> Response:
         """The rating that one user would give one item."""
-        with live.current() as service:
-            deadline = deadline_of(request, timeout_s)
-            pair = service.wire.query(request.scope["query_string"])
+        deadline = deadline_of(request, timeout_s)
+        pair = live.current().wire.query(request.scope["query_string"])
+        chosen, other = trial.choose(pair.user)
+        with chosen as service:
             try:
                 (answer,) = await unless_gone(request, service.engine.predict([pair], deadline), deadline)
             except UnknownIdError as error:
                 raise service.wire.unknown_id(error, "") from None
-            return json_response(answer)
+        if other is not None:
+            trial.compare(other, [pair], [answer])
+        return json_response(answer)
 
     @router.post(
         "/predict",
@@ -83,14 +89,17 @@ def build_router(live: Live, metrics: Metrics, name: str, max_body_bytes: int, t
         deadline = deadline_of(request, timeout_s)
         live.current().engine.admit(deadline)  # without a model, or without room, no body is read
         body = await read_json(request, max_body_bytes)
-        with live.current() as service:
-            pairs = service.wire.body(body)
+        pairs = live.current().wire.body(body)
+        chosen, other = trial.choose(pairs[0].user)
+        with chosen as service:
             try:
                 answers = await unless_gone(request, service.engine.predict(pairs, deadline), deadline)
             except UnknownIdError as error:
                 place = next(i for i, pair in enumerate(pairs) if pair[error.side] == error.id)
                 raise service.wire.unknown_id(error, f"pairs[{place}].") from None
-            return json_response(b"[" + b",".join(answers) + b"]")
+        if other is not None:
+            trial.compare(other, pairs, answers)
+        return json_response(b"[" + b",".join(answers) + b"]")
 
     @router.get("/livez", summary="Alive?")
     async def livez() -> Health:
@@ -131,8 +140,8 @@ async def ready(live: Live, service: Service | None = None) -> None:
         try:
             first = asked.version.examples[0]  # by ids
             await asked.engine.predict([Probe(*first)])  # type: ignore[arg-type]
-        except OverloadedError:
-            pass  # it is at work
+        except (OverloadedError, UnknownIdError):
+            pass  # it is at work; or these ids were erased, and it answered that
         except Exception as error:
             raise NotReadyError(f"the model does not answer: {error}") from error
 

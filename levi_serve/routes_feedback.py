@@ -12,10 +12,11 @@ from pydantic import BaseModel, Field
 from levi_serve.bundle.feedback import Event
 from levi_serve.errors import UnsupportedError
 from levi_serve.exchange import deadline_of, read_json
-from levi_serve.feedback import FeedbackLog
+from levi_serve.feedback import Feedback
 from levi_serve.live import Live, Service
 from levi_serve.problems import documented
 from levi_serve.store import State
+from levi_serve.trial import Trial
 
 
 class Receipt(BaseModel):
@@ -25,7 +26,9 @@ class Receipt(BaseModel):
     unknown: list[str] = Field(description="entities that are not in the catalogue; stored all the same")
 
 
-def build_feedback_router(live: Live, feedback: FeedbackLog | None, max_body_bytes: int, timeout_s: float) -> APIRouter:
+def build_feedback_router(
+    live: Live, trial: Trial, feedback: Feedback | None, max_body_bytes: int, timeout_s: float
+) -> APIRouter:
     """The endpoint over the `feedback` log; without one it refuses."""
     router = APIRouter()
 
@@ -35,17 +38,21 @@ def build_feedback_router(live: Live, feedback: FeedbackLog | None, max_body_byt
         responses=documented(400, 409, 413, 415, 422, 429, 500, 503, 504),
     )
     async def report(request: Request) -> Receipt:
-        """Store a rating that a user gave. The answer means that it is on the disk; without an answer send it again
+        """Store a rating that a user gave. The answer means that it is durable; without an answer send it again
         with the same id, and it counts once.
         """
         live.current()
         if feedback is None:
-            raise UnsupportedError("this server keeps no feedback: start it with --feedback FOLDER")
+            raise UnsupportedError(
+                "this server keeps no feedback: start it with --feedback FOLDER or --feedback redis://HOST"
+            )
         deadline = deadline_of(request, timeout_s)
         body = await read_json(request, max_body_bytes)
         with live.current() as service:
             event = await _event(service, service.wire.feedback(body))
         await feedback.append(event, deadline)
+        if not event.unknown:
+            trial.learn(event)
         return Receipt(id=event.id, unknown=list(event.unknown))
 
     return router

@@ -8,10 +8,11 @@ from levi_serve.errors import UnknownIdError
 from levi_serve.exchange import deadline_of, json_response, read_json, unless_gone
 from levi_serve.live import Live, Service
 from levi_serve.problems import documented
+from levi_serve.trial import Trial
 from levi_serve.wire_recommend import Wish
 
 
-def build_recommend_router(live: Live, max_body_bytes: int, timeout_s: float) -> APIRouter:
+def build_recommend_router(live: Live, trial: Trial, max_body_bytes: int, timeout_s: float) -> APIRouter:
     """These endpoints over one `live` service."""
     router = APIRouter()
 
@@ -23,9 +24,10 @@ def build_recommend_router(live: Live, max_body_bytes: int, timeout_s: float) ->
     )
     async def recommend(request: Request) -> Response:
         """The best items of the whole catalogue for one user, best first; of equal ratings, the smaller id first."""
-        with live.current() as service:
-            deadline = deadline_of(request, timeout_s)
-            return await _recommended(request, service, service.lists.query(request.scope["query_string"]), deadline)
+        deadline = deadline_of(request, timeout_s)
+        wish = live.current().lists.query(request.scope["query_string"])
+        with trial.choose(wish.user)[0] as service:
+            return await _recommended(request, service, wish, deadline)
 
     @router.post(
         "/recommend",
@@ -38,8 +40,9 @@ def build_recommend_router(live: Live, max_body_bytes: int, timeout_s: float) ->
         live.current()  # without a model no body is read
         deadline = deadline_of(request, timeout_s)
         body = await read_json(request, max_body_bytes)
-        with live.current() as service:
-            return await _recommended(request, service, service.lists.body(body), deadline)
+        wish = live.current().lists.body(body)
+        with trial.choose(wish.user)[0] as service:
+            return await _recommended(request, service, wish, deadline)
 
     @router.post(
         "/rank",
@@ -52,8 +55,8 @@ def build_recommend_router(live: Live, max_body_bytes: int, timeout_s: float) ->
         deadline = deadline_of(request, timeout_s)
         live.current().engine.admit(deadline)  # without a model, or without room, no body is read
         body = await read_json(request, max_body_bytes)
-        with live.current() as service:
-            candidates = service.lists.candidates(body)
+        candidates = live.current().lists.candidates(body)
+        with trial.choose(candidates.user)[0] as service:
             try:
                 answers = await unless_gone(request, service.engine.rank(*candidates, deadline), deadline)
             except UnknownIdError as error:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from levi_serve.errors import Complaint, InvalidRequestError
 from levi_serve.exchange import read_body
-from levi_serve.guard import Token
+from levi_serve.guard import Token, admission
 from levi_serve.live import Label, Live
 from levi_serve.problems import ProblemError, documented
 from levi_serve.rollout import Rollout
@@ -63,14 +63,7 @@ def build_repository_router(
     live: Live, rollout: Rollout, name: str, admin: Token | None, max_body_bytes: int
 ) -> APIRouter:
     """The endpoints over the versions of the model `name`; they ask for the `admin` token, without one they refuse."""
-
-    def admitted(request: Request) -> None:
-        if admin is None:
-            raise ProblemError(403, "forbidden", "this server has no admin token, so nobody may do this")
-        if not admin.opens(request.scope["headers"]):
-            raise ProblemError(401, "unauthorized", "send the server's admin token as 'Authorization: Bearer TOKEN'")
-
-    router = APIRouter(prefix="/v2/repository", dependencies=[Depends(admitted)])
+    router = APIRouter(prefix="/v2/repository", dependencies=[Depends(admission(admin))])
 
     @router.post("/index", summary="List versions", responses=documented(401, 403, 413, 422))
     async def index(request: Request) -> list[VersionState]:

@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import CliPositionalArg, NoDecode
 
 from levi_serve.bundle.commands import Command
-from levi_serve.redis_url import check_redis_url
+from levi_serve.bundle.redis_url import check_redis_url, is_redis
 from levi_serve.repository import Policy
 
 
@@ -34,9 +34,15 @@ def _policy(version: Any) -> str:
     return str(version)
 
 
+def _place(place: str) -> str:
+    return check_redis_url(place) if is_redis(place) else place
+
+
 _TOKENS = ("token", "admin_token")
 VersionPolicy: TypeAlias = Annotated[str, BeforeValidator(_policy)]
 RedisUrl: TypeAlias = Annotated[str, AfterValidator(check_redis_url)]
+Place: TypeAlias = Annotated[str, BeforeValidator(str), Field(min_length=1), AfterValidator(_place)]
+"""On this machine, or in Redis."""
 Names: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """One flag per name, or names with commas between them."""
 
@@ -151,9 +157,22 @@ class ServeSettings(ModelSettings):
         description="What to do about a `--remote-only` entity while Redis cannot say who it is: `degrade` answers as "
         "for an unknown one and marks the answer, `error` refuses with 503.",
     )
-    feedback: Path | None = Field(None, description="Folder of the feedback log; unset, `POST /feedback` is refused.")
+    feedback: Place | None = Field(
+        None,
+        description="Folder of the feedback log, or the URL of a Redis that keeps it as a stream; unset, "
+        "`POST /feedback` is refused.",
+    )
     feedback_max_mib: PositiveInt = Field(
-        1024, description="Size of all files in that folder, at most; more is refused until retraining has taken it."
+        1024, description="Size of the feedback log, at most; more is refused until retraining has taken it."
+    )
+    entities: Place | None = Field(
+        None,
+        description="File (SQLite, on a local disk) or Redis URL that keeps what `PUT` and `DELETE /entities` say; "
+        "servers that share it share them. Unset, they are refused.",
+    )
+    entities_max: PositiveInt = Field(
+        10_000,
+        description="Entities on that list, erased ones included, at most. Each is encoded when a version is loaded.",
     )
     drain_s: float = Field(
         1.0,
@@ -197,15 +216,31 @@ class ServeSettings(ModelSettings):
     )
     admin_token: SecretStr | None = Field(
         None,
-        description="Bearer token for `/v2/repository`, which loads and unloads versions; it opens everything else as "
-        "well. Without one nobody may.",
+        description="Bearer token for `/entities` and for `/v2/repository`, which loads and unloads versions; it opens "
+        "everything else as well. Without one nobody may.",
     )
     admin_token_file: Path | None = Field(None, description="File that holds the admin token.")
     stable: PositiveInt | None = Field(
         None, description="Version that answers, as soon as it is loaded; unset, the newest of `version`."
     )
     canary: PositiveInt | None = Field(
-        None, description="Version to try beside it, if it is loaded: it answers those who name it."
+        None,
+        description="Version to try beside it, if it is loaded: it answers those who name it, and `canary_share`.",
+    )
+    canary_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the users that the canary answers, by a hash of the user: 0.05 is one in twenty.",
+    )
+    shadow_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the users whose predictions are made by both versions, to compare them; one is answered. "
+        "Costs about as much as answering these users twice, and they do without the express lane.",
     )
     watch_s: float = Field(
         1.0,
@@ -276,6 +311,34 @@ class PublishSettings(BundleSettings):
     redis: RedisUrl = Field(description="Redis to fill; `redis+cluster://` and any node for a cluster.")
     entity: Names = Field((), description="Entities whose tables are written, such as `user`; unset, both.")
     ttl_s: PositiveInt | None = Field(None, description="Seconds until the rows expire, all together; unset, never.")
+
+
+class ScoreSettings(BundleSettings):
+    """What is rated, and where."""
+
+    out: CliPositionalArg[Path] = Field(
+        description="Folder of the Parquet parts with the ratings. Started again with the same, a job goes on."
+    )
+    pairs: Path | None = Field(
+        None, description="Parquet file, or folder of such files, with a column of ids per entity, such as user, movie."
+    )
+    top_k: PositiveInt | None = Field(None, description="In place of pairs: the best so many items of every user.")
+    exclude_rated: bool = Field(False, description="Leave out of the best what a user rated in training.")
+    processes: PositiveInt | None = Field(
+        None, description="Processes that score; unset, as many as there are usable cores, or 2 with Ray."
+    )
+    ray: str | None = Field(
+        None,
+        min_length=1,
+        description="Ray cluster (extra `ray`): host:port of its head, `auto` for the one of this machine, or `local` "
+        "to start one here. All its nodes must see the model, the pairs and the output under the same paths.",
+    )
+
+    @model_validator(mode="after")
+    def _one_task(self) -> Self:
+        if (self.pairs is None) == (self.top_k is None):
+            raise ValueError("give either --pairs or --top-k")
+        return self
 
 
 class Budget(BundleSettings):

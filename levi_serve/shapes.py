@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -83,12 +83,22 @@ class Reader:
         repeated = [name for name, texts in given.items() if len(texts) > 1 and name in self._names]
         complaints = [Complaint(name, "is given more than once") for name in repeated]
         values = {name: read.get(name, str)(texts[0]) for name, texts in given.items()}
+        return self.values(values, complaints)
+
+    def values(self, values: Mapping[str, Any], complaints: Sequence[Complaint] = ()) -> dict[str, Any]:
+        """The record in these values, about which there may be `complaints` already.
+
+        Raises:
+            InvalidRequestError: it is not such a record.
+
+        """
+        told = list(complaints)
         try:
             found = self.adapter.validate_python(values)
         except ValidationError as error:
-            complaints += [self._complaint(detail) for detail in error.errors(include_url=False)[:_MAX_COMPLAINTS]]
-        if complaints:
-            raise InvalidRequestError(complaints[:_MAX_COMPLAINTS])
+            told += [self._complaint(detail) for detail in error.errors(include_url=False)[:_MAX_COMPLAINTS]]
+        if told:
+            raise InvalidRequestError(told[:_MAX_COMPLAINTS])
         return found
 
     def _complaint(self, detail: ErrorDetails) -> Complaint:

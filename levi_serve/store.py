@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -50,6 +52,8 @@ class Counts:
     cache: int = 0
     redis: int = 0
     table: int = 0
+    added: int = 0
+    """Entities that were put after the export."""
     encoder: int = 0
     """Rows that had to be encoded: all that were to be remembered."""
     unknown: int = 0
@@ -74,6 +78,12 @@ class Store(Protocol):
 
     def remember(self, key: bytes, row: HalfArray) -> None:
         """Keep the row of a new entity for a while, if that can be done."""
+
+    def forget(self, side: int, id_: Id, attributes: Attributes | None) -> None:
+        """Keep no row of an id, nor of a new entity with these attributes, in this process."""
+
+    async def erase(self, side: int, id_: Id, attributes: Attributes | None) -> bool:
+        """Nor anywhere else that can be written to; False if that is not known to be done."""
 
     async def close(self) -> None:
         """Let go of everything; what is under way ends first."""
@@ -107,6 +117,16 @@ class TableStore:
         self.counts.encoder += 1
         self._new.put(0, key, Stored(row, trained=False))
 
+    def forget(self, side: int, id_: Id, attributes: Attributes | None) -> None:
+        """The tables themselves stay as they were exported."""
+        if attributes is not None:
+            self._new.drop(0, key_of(side, attributes))
+
+    async def erase(self, side: int, id_: Id, attributes: Attributes | None) -> bool:
+        """There is nothing else."""
+        self.forget(side, id_, attributes)
+        return True
+
     async def close(self) -> None:
         """Nothing is under way."""
 
@@ -123,4 +143,6 @@ class TableStore:
         return Side(rows, trained, missing.view(np.int8), lambda i: table.attributes(int(numbers[i])))
 
 
-# Below: what the predictor before this contract reads.
+def key_of(side: int, attributes: Attributes) -> bytes:
+    """A digest that equal new entities share."""
+    return hashlib.sha256(f"{side}{json.dumps(attributes, sort_keys=True)}".encode()).digest()

@@ -20,7 +20,7 @@ from levi_serve.bundle.keys import Keys, Stored, decode_value, encode_value
 from levi_serve.bundle.rows import HalfArray, Id, Table, read_attributes
 from levi_serve.bundle.schema import Attributes
 from levi_serve.cache import Absent, RowCache
-from levi_serve.store import Counts, Side, State
+from levi_serve.store import Counts, Side, State, key_of
 
 if TYPE_CHECKING:  # redis takes 0.1 s to import, and most servers need none
     from levi_serve.remote import Remote
@@ -104,6 +104,20 @@ class TieredStore:
         self._cache.put(_NEW, key, stored)
         (name,) = self._keys.new([key])
         self.remote.put(name, encode_value(name, stored), self._new_ttl_s)
+
+    def forget(self, side: int, id_: Id, attributes: Attributes | None) -> None:
+        """Out of the cache."""
+        self._cache.drop(side, id_)
+        if attributes is not None:
+            self._cache.drop(_NEW, key_of(side, attributes))
+
+    async def erase(self, side: int, id_: Id, attributes: Attributes | None) -> bool:
+        """And out of Redis, under this version's keys."""
+        self.forget(side, id_, attributes)
+        names = self._keys.known(side, [id_])
+        if attributes is not None:
+            names += self._keys.new([key_of(side, attributes)])
+        return await self.remote.delete(names)
 
     async def close(self) -> None:
         """Let what is under way end, and disconnect from Redis."""

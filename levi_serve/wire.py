@@ -71,6 +71,8 @@ class Wire:
         self._body = Reader(record("Pairs", {"pairs": pairs}), {"pairs": names})
         self._answer = TypeAdapter[dict[str, Any]](record("Prediction", {**givens, **answer_fields(manifest)}))
         self._feedback = Reader(*_feedback(manifest))
+        self._ids = [Reader(record("EntityId", {"id": id_type(entity)}), {"id": {}}) for entity in self._entities]
+        self._attributes = [Reader(described_type(entity), names_of(entity)) for entity in self._entities]
         self._read_ids = [int if entity.id_type == "integer" else bytes.decode for entity in self._entities]
         self._express = re.compile(_express_request(self._entities), re.IGNORECASE)
         self._list = re.compile(_list_head(), re.IGNORECASE)
@@ -114,6 +116,29 @@ class Wire:
 
         """
         return self._feedback.json(body)
+
+    def entity(self, name: str, text: str) -> tuple[int, Id]:
+        """Side and id of an entity that a path names.
+
+        Raises:
+            ProblemError: there are no such entities.
+            InvalidRequestError: it is no id of theirs.
+
+        """
+        if name not in self._names:
+            raise ProblemError(404, "unknown-entity", f"there are {' and '.join(self._names)}, no '{name[:SHOWN]}'")
+        side = self._names.index(name)
+        return side, self._ids[side].values({"id": id_from(self._entities[side])(text)})["id"]
+
+    def attributes(self, side: int, body: bytes) -> Attributes:
+        """The attributes in a JSON body of a user (side 0) or an item.
+
+        Raises:
+            MalformedJsonError: it is not JSON.
+            InvalidRequestError: it is not what the schema has.
+
+        """
+        return self._attributes[side].json(body)
 
     def express(self, request: bytes) -> tuple[Id, Id, float | None] | None:
         """Both ids and the timeout [s] of a GET that asks for nothing out of the ordinary: `request` is one whole
@@ -231,7 +256,12 @@ class Wire:
         rated = {**dict(zip(self._names, self._example, strict=True)), "rating": self._manifest.schema_.rating_max}
         feedback = document["paths"]["/feedback"]["post"]
         feedback["requestBody"] = {"required": True, "content": json_content(event, rated)}
-        document["components"]["schemas"].update(components)
+        put = document["paths"]["/entities/{entity}/{id}"]["put"]
+        kinds = [described_type(entity) for entity in self._entities if entity.attributes]
+        schemas, more = json_schemas([TypeAdapter[Any](kind) for kind in kinds])
+        example = example_attributes(self._entities[1]) or example_attributes(self._entities[0])
+        put["requestBody"] = {"required": True, "content": json_content({"anyOf": schemas}, example)}
+        document["components"]["schemas"].update(components | more)
 
     def _example_body(self) -> dict[str, Any]:
         new = {entity.name: example_attributes(entity) for entity in self._entities if entity.attributes}

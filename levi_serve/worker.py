@@ -25,6 +25,10 @@ from levi_serve.server import Server
 from levi_serve.settings import ServeSettings
 from levi_serve.turned_away import TurnedAway
 
+_SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter that the event loop waits for. The default of 5 ms is longer than a
+request takes, and the loop pays it after each system call while a version is loaded or a text is read beside it."""
+
 
 def serve(
     settings: ServeSettings,
@@ -41,6 +45,7 @@ def serve(
         RunError: no model can ever be served here.
 
     """
+    sys.setswitchinterval(_SWITCH_S)
     live = Live(metrics)
     app = build_app(settings, live, metrics, replaces, shared)
     # What lives as long as the process is not looked through again and again: a whole collection would stop the event
@@ -52,7 +57,9 @@ def serve(
     if not settings.access_log:  # the lane writes none
         token = Token(settings.token.get_secret_value()) if settings.token else None
         timeout_s, away = settings.timeout_ms / 1000, TurnedAway(live)
-        protocol = partial(Lane, live=live, metrics=metrics, away=away, timeout_s=timeout_s, token=token)
+        protocol = partial(
+            Lane, live=live, trial=app.state.trial, metrics=metrics, away=away, timeout_s=timeout_s, token=token
+        )
     Server(app, live, protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)
 
 

@@ -53,7 +53,9 @@ def options(bert: Path, tables: Path) -> Options:
     """A fit of half a second."""
     from training.options import Options
 
-    return Options(dataset="tables", data=tables, backbone=str(bert), epochs=2, batch=100, learning_rate=(2e-3,))
+    return Options(
+        dataset="tables", data=tables, backbone=str(bert), epochs=2, batch=100, learning_rate=(2e-3,), select="random"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 def flags(options: Options) -> list[str]:
     """The tiny fit as flags."""
-    names = ("dataset", "data", "backbone", "epochs", "batch")
+    names = ("dataset", "data", "backbone", "epochs", "batch", "select")
     return [*(f"--{name}={getattr(options, name)}" for name in names), f"--learning-rate={options.learning_rate[0]}"]
 
 

@@ -9,12 +9,15 @@ posterior mean is two vectors, and an entity row holds n of them side by side.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from levi_serve.bundle import Int64Array
-from training.factors import sample
+from training.atomic import atomic_file
+from training.factors import Posterior, sample
 from training.features import Features
 from training.model import FactorSize, Half, Network, Projection, Shape
 from training.progress import track
@@ -71,8 +74,11 @@ class BilinearLevi(Network):
 
 
 @torch.no_grad()
-def sample_heads(network: BilinearLevi, features: Features, rows: Int64Array, seed: int, label: str) -> None:
-    """Set every head to its posterior mean given the ratings in `rows`; the view is all that the heads differ in."""
+def sample_heads(network: BilinearLevi, features: Features, rows: Int64Array, seed: int, folder: Path) -> None:
+    """Set every head to its posterior mean given the ratings in `rows`; the view is all that the heads differ in.
+
+    What was sampled is kept in `folder`: a fit that is killed and run again goes on with the next head.
+    """
     size, shape = network.shape.size, network.shape
     assert isinstance(size, FactorSize)
     half, components = network.item, features.components[1]
@@ -84,10 +90,15 @@ def sample_heads(network: BilinearLevi, features: Features, rows: Int64Array, se
     of_user = np.zeros((shape.counts[0] + 1, shape.layers, shape.embedding // shape.layers))
     of_item = np.zeros((shape.counts[1] + 1, *of_user.shape[1:]))
     groups = (content.shape[2] - shape.components,)
-    for layer in track(range(shape.layers), shape.layers, label):
-        posterior = sample(
-            user, item, value, shape.counts[0], content[:, layer], groups, size.sampling, seed * shape.layers + layer
-        )
+    for layer in track(range(shape.layers), shape.layers, folder.name):
+        path = folder / f"head-{layer}.npz"
+        if not path.exists():
+            draws = seed * shape.layers + layer
+            posterior = sample(user, item, value, shape.counts[0], content[:, layer], groups, size.sampling, draws)
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, user=posterior.user, item=posterior.item)
+        posterior = Posterior(**np.load(path))
         of_user[:, layer] = np.roll(posterior.user, 1, axis=0)  # the unknown user comes first
         of_item[1:, layer, 1 + content.shape[2] :] = posterior.item
     for side, found in zip(network.halves, (of_user, of_item), strict=True):

@@ -35,6 +35,7 @@ from training.graphs import EncoderGraph, Graph, JoinGraph, PairGraph, write_onn
 from training.model import Levi
 from training.precision import Precision, lower
 from training.run import Run, versions
+from training.stream import Stream
 from training.triton import config
 
 CONFIG = "config.pbtxt"
@@ -230,8 +231,9 @@ def _write_rated(run: Run, folder: Path) -> None:
         Table(folder, f"{entity.name}s").find(list(row_numbers(run, side)))
         for side, entity in enumerate(run.dataset.schema.entities)
     )
-    ratings, train = run.dataset.ratings, run.split.train
-    write_rated(folder, len(users), users[ratings.user[train]], items[ratings.item[train]])
+    ratings, train = run.dataset.ratings, run.train
+    user, item = train.pairs() if isinstance(train, Stream) else (ratings.user[train], ratings.item[train])
+    write_rated(folder, len(users), users[user], items[item])
 
 
 def _write_golden(

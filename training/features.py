@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from training.datasets.dataset import Dataset, attributes
 from training.errors import UsageError
 from training.model import Batch, FactorSize, Projection, Shape, Size
 from training.options import Variant, ViewKind
+from training.stream import Stream
 from training.views import Views, compute_views
 
 SAMPLE = 20_000
@@ -51,41 +53,65 @@ class Features:
             pair_components=None if self.pair_components is None else self.pair_components[rows],
         )
 
-    def known_ids(self, fitted: Tensor) -> tuple[Tensor, Tensor]:
+    def known_ids(self, fitted: Tensor | Stream) -> tuple[Tensor, Tensor]:
         """Id-embedding row of each user and item that occurs in the `fitted` ratings, 0 for all others."""
+        if isinstance(fitted, Stream):
+            seen = [torch.from_numpy(rows).to(self.user.device) for rows in fitted.known]
+        else:
+            seen = [torch.unique(column[fitted]) for column in (self.user, self.item)]
         out = []
-        for column, codes in ((self.user, self.codes[0]), (self.item, self.codes[1])):
-            ids = torch.zeros(len(codes), dtype=torch.int64, device=column.device)
-            seen = torch.unique(column[fitted])
-            ids[seen] = seen + 1
+        for rows, codes in zip(seen, self.codes, strict=True):
+            ids = torch.zeros(len(codes), dtype=torch.int64, device=rows.device)
+            ids[rows] = rows + 1
             out.append(ids)
         return out[0], out[1]
 
+    def rated(self, fitted: Tensor | Stream) -> Tensor:
+        """The `fitted` ratings, or, of a stream, a single one: their mean."""
+        if isinstance(fitted, Stream):
+            return torch.tensor([fitted.mean], dtype=torch.float64)
+        return self.value[fitted]
 
-@dataclass(frozen=True)
-class Prepared:
-    """Features and what had to be fitted to make them: the server needs it to make more of the same kind."""
+    def of(self, ratings: Tensor) -> Features:
+        """The same inputs for ratings [B, 3] of a stream: user row, item row, rating."""
+        user, item, value = ratings.unbind(1)
+        return replace(self, user=user.long(), item=item.long(), value=value.float())
 
-    features: Features
-    shape: Shape
+
+class Basis(NamedTuple):
+    """What has to be fitted to make features: the server needs it to make more of the same kind."""
+
     vocabulary: tuple[Vocabulary, Vocabulary]
     projections: list[dict[str, Tensor]]
     """State of each `Projection`: user's and item's with entity views, the pair's with pair views."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Features, and the basis that they are told in."""
+
+    features: Features
+    shape: Shape
+    vocabulary: tuple[Vocabulary, Vocabulary]
+    projections: list[dict[str, Tensor]]
+    start: Mapping[str, Tensor] | None = None
+    """Parameters of the model before its first step; None draws them."""
+
+
 def prepare(
     dataset: Dataset,
-    train: Int64Array,
+    train: Int64Array | Stream,
     backbone: Backbone | None,
     views: ViewKind,
     size: Size | FactorSize,
     cache: Path,
     device: torch.device,
     variant: Variant = "levi",
+    basis: Basis | None = None,
 ) -> Prepared:
     """Compute the views (or read them from the cache) and turn the dataset into tensors.
 
-    Vocabulary and projection are fitted on what occurs in `train` only.
+    Vocabulary and projections are those of the `basis`, or else fitted on what occurs in `train` only.
 
     Raises:
         UsageError: the variant does not go with the views.
@@ -94,12 +120,17 @@ def prepare(
         raise UsageError(f"--variant {variant}: does not go with --views {views}; multi-head goes with none alone")
     described = [attributes(dataset.users, dataset.schema.user), attributes(dataset.items, dataset.schema.item)]
     columns = [dataset.ratings.user, dataset.ratings.item]
-    fitted = [np.unique(column[train]).astype(np.int64) for column in columns]
+    if isinstance(train, Stream):
+        fitted, rows = list(train.known), train.own
+    else:
+        fitted, rows = [np.unique(column[train]).astype(np.int64) for column in columns], train
     entities = dataset.schema.entities
-    vocabulary = [
+    vocabulary: Sequence[Vocabulary] = [
         build_vocabulary(entity, [rows[i] for i in seen])
         for entity, rows, seen in zip(entities, described, fitted, strict=True)
     ]
+    if basis is not None:
+        vocabulary = basis.vocabulary
     shape = Shape(
         size=size,
         views=views,
@@ -117,7 +148,10 @@ def prepare(
         torch.from_numpy(encode(entity, words, rows)).to(device)
         for entity, words, rows in zip(entities, vocabulary, described, strict=True)
     ]
-    projections, components, pair_components = _view_inputs(dataset, fitted, train, backbone, shape, cache, device)
+    known = None if basis is None else basis.projections
+    projections, components, pair_components = _view_inputs(
+        dataset, fitted, rows, backbone, shape, cache, device, known
+    )
     features = Features(
         user=torch.tensor(dataset.ratings.user, dtype=torch.int64, device=device),
         item=torch.tensor(dataset.ratings.item, dtype=torch.int64, device=device),
@@ -137,6 +171,7 @@ def _view_inputs(
     shape: Shape,
     cache: Path,
     device: torch.device,
+    known: Sequence[dict[str, Tensor]] | None,
 ) -> tuple[list[dict[str, Tensor]], tuple[Tensor | None, Tensor | None], Tensor | None]:
     """What the heads read: projections, both sides' components (entity views), and the ratings' (pair views)."""
     if backbone is None:
@@ -144,12 +179,12 @@ def _view_inputs(
     spoken = sentences(dataset, shape.views)
     if shape.views == "pair":
         computed = compute_views(backbone, spoken[0], cache, device, "pair views")
-        projection = fit_projection(computed, train, shape)
+        projection = known[0] if known else fit_projection(computed, train, shape)
         return [projection], (None, None), project(computed, projection, shape, device)
     projections, components = [], []
     for side, entity in enumerate(dataset.schema.entities):
         computed = compute_views(backbone, spoken[side], cache, device, f"{entity.name} views")
-        projections.append(fit_projection(computed, fitted[side], shape))
+        projections.append(known[side] if known else fit_projection(computed, fitted[side], shape))
         components.append(project(computed, projections[side], shape, device))
     return projections, (components[0], components[1]), None
 

@@ -9,11 +9,10 @@ same numbers as one that was never stopped.
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -22,13 +21,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from levi_serve.bundle.schema import Frozen
 from training.bilinear import BilinearLevi, sample_heads
 from training.checkpoint import Progress, load_checkpoint, load_model, save_checkpoint, save_model
 from training.errors import RunError, UsageError
 from training.features import Features, Prepared
+from training.memory import enough_memory
 from training.model import FactorSize, Levi, Network, layer_weights
 from training.options import Recipe
 from training.progress import track
+from training.stream import Stream
 
 CHECKPOINT_SECONDS = 20.0
 """A killed fit loses at most this much work, or an epoch where that is shorter."""
@@ -39,9 +41,9 @@ BEST = "best.safetensors"
 
 @dataclass(frozen=True)
 class Fold:
-    """Rows of ratings to fit on, and rows to validate on; none for a fit whose length is already known."""
+    """Rows of ratings to fit on, or a stream of them; rows to validate on, none for a fit of known length."""
 
-    fitted: Tensor
+    fitted: Tensor | Stream
     held_out: Tensor | None
 
 
@@ -57,7 +59,10 @@ class Stage(Protocol):
         """What is fitted."""
 
     def loss(self, forward: Forward, rows: Tensor) -> Tensor:
-        """The mean loss of some training ratings, with everything that is drawn while fitting: a scalar."""
+        """The mean loss of some training ratings, with everything that is drawn while fitting: a scalar.
+
+        `rows` are row numbers, or [B, 3] of a stream.
+        """
 
     def rate(self, rows: Tensor) -> Tensor:
         """Predictions [len(rows)], not clipped, without anything that is drawn."""
@@ -70,7 +75,7 @@ class Problem(Protocol):
     def value(self) -> Tensor:
         """All ratings [m]."""
 
-    def stage(self, recipe: Recipe, fitted: Tensor, device: torch.device) -> Stage:
+    def stage(self, recipe: Recipe, fitted: Any, device: torch.device) -> Stage:
         """A model before its first step that is to be fitted on the ratings in `fitted`."""
 
 
@@ -85,9 +90,9 @@ class Views:
         """All ratings [m]."""
         return self.prepared.features.value
 
-    def stage(self, recipe: Recipe, fitted: Tensor, device: torch.device) -> ViewStage:
+    def stage(self, recipe: Recipe, fitted: Tensor | Stream, device: torch.device) -> ViewStage:
         """A new model, for which only entities of the `fitted` ratings have ids."""
-        model = new_model(self.prepared, recipe, self.value[fitted]).to(device)
+        model = new_model(self.prepared, recipe, self.prepared.features.rated(fitted)).to(device)
         return ViewStage(model, self.prepared.features, self.prepared.features.known_ids(fitted), recipe)
 
 
@@ -103,13 +108,29 @@ class ViewStage:
 
     def loss(self, forward: Forward, rows: Tensor) -> Tensor:
         """The heads' loss with a share of the ids hidden."""
-        batch = self.features.batch(rows, self.ids)
+        features = self.features
+        if rows.dim() == 2:
+            features, rows = features.of(rows), torch.arange(len(rows), device=rows.device)
+        batch = features.batch(rows, self.ids)
         hidden = hide(batch.ids[0], self.recipe.hide_user), hide(batch.ids[1], self.recipe.hide_item)
-        return self.model.loss(forward(batch._replace(ids=hidden)), self.features.value[rows])
+        return self.model.loss(forward(batch._replace(ids=hidden)), features.value[rows])
 
     def rate(self, rows: Tensor) -> Tensor:
         """The weighted mean of the heads."""
         return self.model.rating(predict(self.model, self.features, rows, self.ids))
+
+
+class Choice(Frozen):
+    """What validation chose, and by which errors."""
+
+    learning_rate: float
+    curve: tuple[float, ...]
+    """Validation RMSE per epoch of that rate, averaged over folds."""
+
+    @property
+    def epochs(self) -> int:
+        """The best epoch."""
+        return 1 + int(np.argmin(self.curve))
 
 
 @dataclass(frozen=True)
@@ -122,6 +143,8 @@ class Fitted:
     curve: tuple[float, ...]
     """Validation RMSE per epoch of the chosen candidate, averaged over folds."""
     seconds: float
+    random: Choice | None = None
+    """Of a grouped choice: what the random part would have chosen."""
 
 
 @dataclass(frozen=True)
@@ -135,37 +158,49 @@ class Fitter:
     folder: Path
     """Where the stages keep their checkpoints."""
 
-    def fit(self, train: Tensor, folds: Sequence[Fold]) -> Fitted:
+    def fit(self, train: Tensor | Stream, folds: Sequence[Fold], random: Fold | None = None) -> Fitted:
         """Try every learning rate on every fold, keep the best epoch of the best one.
 
         With one random fold the kept parameters are those of that epoch; with grouped folds the model is fitted again
-        on all of `train` for as many epochs.
+        on all of `train` for as many epochs, and what the `random` one would have chosen is told beside.
 
         Raises:
             RunError: the loss became NaN or infinite; every checkpoint before that is kept.
         """
-        recipe, known = self.recipe, len(self.recipe.learning_rate) > 1
-        done = self._candidates(folds, recipe.learning_rate, recipe.trial if known else 0)
-        if known and recipe.trial:
-            done |= self._candidates(folds, [min(done, key=lambda rate: min(done[rate].curve))], 0)
-        rate = min(done, key=lambda r: (len(done[r].curve) < recipe.epochs, min(done[r].curve)))
-        curve, seconds = done[rate].curve, sum(progress.seconds for progress in done.values())
-        epochs = 1 + int(np.argmin(curve))
-        if recipe.select == "random":
+        choice, seconds = self._choose([f"fold-{k}" for k in range(len(folds))], folds)
+        beside = None
+        if random is not None:
+            beside, more = self._choose(["random"], [random])
+            seconds += more
+        rate = choice.learning_rate
+        if self.recipe.select == "random":
             stage, _ = self._stage(f"rate-{rate:g}-fold-0", folds[0], rate, None)
             load_model(self.folder / f"rate-{rate:g}-fold-0" / BEST, stage.model)
             self.accelerator.wait_for_everyone()  # the main process removes the file when it has finished
         else:
-            stage, progress = self._stage("refit", Fold(train, None), rate, epochs)
+            stage, progress = self._stage("refit", Fold(train, None), rate, choice.epochs)
             seconds += progress.seconds
         stage.model.eval()
-        return Fitted(stage, rate, epochs, curve, seconds)
+        return Fitted(stage, rate, choice.epochs, choice.curve, seconds, beside)
 
-    def _candidates(self, folds: Sequence[Fold], rates: Sequence[float], stop: int) -> dict[float, Progress]:
+    def _choose(self, names: Sequence[str], folds: Sequence[Fold]) -> tuple[Choice, float]:
+        """The best learning rate by the mean error over folds, and the seconds that it took."""
+        recipe, known = self.recipe, len(self.recipe.learning_rate) > 1
+        done = self._candidates(names, folds, recipe.learning_rate, recipe.trial if known else 0)
+        if known and recipe.trial:
+            done |= self._candidates(names, folds, [min(done, key=lambda rate: min(done[rate].curve))], 0)
+        rate = min(done, key=lambda r: (len(done[r].curve) < recipe.epochs, min(done[r].curve)))
+        chosen = Choice(learning_rate=rate, curve=done[rate].curve)
+        return chosen, sum(progress.seconds for progress in done.values())
+
+    def _candidates(
+        self, names: Sequence[str], folds: Sequence[Fold], rates: Sequence[float], stop: int
+    ) -> dict[float, Progress]:
         """Fit each rate on every fold, up to epoch `stop` (0: to the end); curves are means over the folds."""
         out = {}
         for rate in rates:
-            done = [self._stage(f"rate-{rate:g}-fold-{k}", fold, rate, stop or None)[1] for k, fold in enumerate(folds)]
+            stages = [f"rate-{rate:g}-{name}" for name in names]
+            done = [self._stage(name, fold, rate, stop or None)[1] for name, fold in zip(stages, folds, strict=True)]
             curve = tuple(np.mean([progress.curve for progress in done], axis=0).tolist())
             out[rate] = Progress(step=done[0].step, curve=curve, seconds=sum(progress.seconds for progress in done))
         return out
@@ -190,7 +225,7 @@ class Fitter:
             torch.manual_seed(mixed_seed(recipe.seed, step, accelerator.process_index))
             model.train()
             accelerated.zero_grad()
-            with enough_memory(f"{folder}: step {step}"):
+            with enough_memory(f"{folder}: step {step}", "reduce --batch, or raise --accumulate"):
                 for part in rows.chunk(recipe.accumulate):
                     loss = stage.loss(wrapped, part) * (len(part) / len(rows))
                     if not loss.isfinite():
@@ -216,14 +251,19 @@ class Fitter:
         accelerator.wait_for_everyone()  # until the main process has written what it keeps
         return stage, progress
 
-    def _batches(self, fitted: Tensor, steps: int, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
+    def _batches(self, fitted: Tensor | Stream, steps: int, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
         """Steps from `first` on with this process' share of their ratings; an epoch's order follows from its number."""
         rank, processes, size = self.accelerator.process_index, self.accelerator.num_processes, self.recipe.batch
         for epoch in range(first // steps, math.ceil(last / steps)):
             order = torch.Generator().manual_seed(mixed_seed(self.recipe.seed, epoch))
-            shuffled = fitted[torch.randperm(len(fitted), generator=order).to(fitted.device)]
-            for step in range(max(first - epoch * steps, 0), min(last - epoch * steps, steps)):
-                yield epoch * steps + step, shuffled[step * size : (step + 1) * size][rank::processes]
+            blocks: Iterator[Tensor]
+            if isinstance(fitted, Stream):
+                blocks = (block.to(self.accelerator.device) for block in fitted.shuffled(order))
+            else:
+                blocks = iter([fitted[torch.randperm(len(fitted), generator=order).to(fitted.device)]])
+            start, end = max(first - epoch * steps, 0), min(last - epoch * steps, steps)
+            for step, batch in islice(enumerate(cut(blocks, size)), start, end):
+                yield epoch * steps + step, batch[rank::processes]
 
     def _validate(self, stage: Stage, rows: Tensor) -> float:
         rating = stage.rate(rows).clamp(*self.bounds)
@@ -231,23 +271,25 @@ class Fitter:
 
 
 def fit_by_sampling(
-    prepared: Prepared, recipe: Recipe, bounds: tuple[float, float], train: Tensor, folds: Sequence[Fold]
+    prepared: Prepared, recipe: Recipe, bounds: tuple[float, float], train: Tensor, folds: Sequence[Fold], folder: Path
 ) -> Fitted:
     """Fit heads that are sampled, not descended to: there is no learning rate and no epoch to choose.
 
     The model of one random fold is kept; grouped folds only tell what it is worth, and it is fitted again on `train`.
+    Finished heads lie in `folder` until the fit is over.
     """
     began, features, errors = time.monotonic(), prepared.features, []
 
-    def sampled(rows: Tensor, label: str) -> ViewStage:
+    def sampled(rows: Tensor, name: str) -> ViewStage:
         model = new_model(prepared, recipe, features.value[rows]).to(rows.device)
         assert isinstance(model, BilinearLevi)
-        sample_heads(model, features, rows.cpu().numpy(), recipe.seed, label)
+        sample_heads(model, features, rows.cpu().numpy(), recipe.seed, folder / name)
         return ViewStage(model.eval(), features, features.known_ids(rows), recipe)
 
     for k, fold in enumerate(folds):
         assert fold.held_out is not None
-        stage = sampled(fold.fitted, f"fold {k}")
+        assert isinstance(fold.fitted, Tensor)
+        stage = sampled(fold.fitted, f"fold-{k}")
         error = stage.rate(fold.held_out).clamp(*bounds) - features.value[fold.held_out]
         errors.append(float(error.square().double().mean().sqrt()))
     if recipe.select != "random":
@@ -263,21 +305,6 @@ def fit_by_sampling(
     )
 
 
-@contextmanager
-def enough_memory(where: str) -> Iterator[None]:
-    """Say what to reduce when a device or the machine has no memory left.
-
-    Raises:
-        RunError: in place of torch's report.
-    """
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("(out of|not enough) memory", str(error)):
-            raise
-        raise RunError(f"{where}: out of memory; reduce --batch, or raise --accumulate") from None
-
-
 @torch.inference_mode()
 def predict(model: Network, features: Features, rows: Tensor, ids: tuple[Tensor, Tensor], size: int = 16_384) -> Tensor:
     """Head ratings [len(rows), n], unclipped, of the ratings in `rows`."""
@@ -286,7 +313,9 @@ def predict(model: Network, features: Features, rows: Tensor, ids: tuple[Tensor,
 
 
 def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Network:
-    """A model before its first step: seeded initial weights, the data's projections, layer weights and mean rating."""
+    """A model before its first step: seeded initial weights, the data's projections, layer weights and mean rating; or
+    what an earlier model has learnt.
+    """
     torch.manual_seed(recipe.seed)
     sampled = isinstance(prepared.shape.size, FactorSize)
     model: Network = BilinearLevi(prepared.shape) if sampled else Levi(prepared.shape)
@@ -295,6 +324,8 @@ def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Network:
     model.weights.copy_(torch.tensor(head_weights(recipe, prepared.shape.layers)))
     center = ratings.double().mean()
     model.center.fill_(float(center.logit() if prepared.shape.binary else center))
+    if prepared.start is not None:
+        model.load_state_dict(dict(prepared.start))
     return model
 
 
@@ -308,6 +339,22 @@ def head_weights(recipe: Recipe, layers: int) -> list[float]:
         return layer_weights(recipe.weights, layers)
     except ValueError as error:
         raise UsageError(f"--weights {recipe.weights}: {error}") from None
+
+
+def cut(blocks: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """Batches of `size` out of blocks; what is left of a block begins the next one's first batch.
+
+    What is left of the last block is dropped, unless there is no other batch.
+    """
+    left, full = None, False
+    for block in blocks:
+        whole = block if left is None else torch.cat([left, block])
+        batches = list(torch.split(whole, size))
+        left = batches.pop() if len(batches[-1]) < size else None
+        full = full or bool(batches)
+        yield from batches
+    if left is not None and not full:
+        yield left
 
 
 def one_cycle(done: float) -> float:

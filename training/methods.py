@@ -54,7 +54,7 @@ class Plan(Frozen):
         """Plain Adam, nothing hidden: the paper's fit (App. D.3)."""
         return Recipe(
             seed=seed, epochs=self.epochs, batch=self.batch, learning_rate=rates, trial=1, weight_decay=0,
-            hide_user=0, hide_item=0,
+            hide_user=0, hide_item=0, select="random",
         )  # fmt: skip
 
 
@@ -133,6 +133,7 @@ class Lab:
             }
         )  # fmt: skip
         name = "-".join(["levi", *([over.name] if over else []), *(f"{k}-{v}" for k, v in changes.items())])
+        name += f"-seed-{self.seed}"
         folder = self.folder / name
         fit(options, folder, self.cache, self.device)
         run = open_run(folder, self.cache, self.device)

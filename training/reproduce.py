@@ -85,6 +85,8 @@ def reproduce(name: str, data: Path | None, runs: Path, docs: Path, cache: Path,
     plan = read_plan(name)
     title = Path(name).stem
     dataset = load(plan.dataset, data)
+    if dataset.shift is None:
+        raise UsageError(f"{plan.dataset}: has no shift, so there is nothing out of distribution to compare on")
     wanted = plan.methods or tuple(METHODS)
     _claim(runs / title, plan, dataset)
     results: dict[str, list[Found]] = {}

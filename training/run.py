@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +13,15 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
+from accelerate.utils import is_torch_xla_available
 from pydantic import ValidationError
 from torch import Tensor
 
 from levi_serve.bundle import Int64Array
+from levi_serve.bundle.manifest import sha256
 from levi_serve.bundle.schema import Frozen
 from levi_serve.bundle.tokens import Tokenizer
+from training import start
 from training.adapt import adapt, adapted_backbone
 from training.backbones import Backbone, load_backbone
 from training.checkpoint import load_model, save_model, write_json
@@ -26,10 +29,11 @@ from training.datasets import load
 from training.datasets.dataset import Dataset, with_content, with_item_text
 from training.errors import UsageError
 from training.features import Prepared, prepare
-from training.fit import Fitter, Fold, Views, fit_by_sampling, head_weights, new_model
+from training.fit import Choice, Fitter, Fold, Views, fit_by_sampling, head_weights, new_model
 from training.model import SIZES, FactorSize, Network
 from training.options import Device, Options
 from training.splits import Split, genre_folds, item_folds, sampled, split
+from training.stream import Stream
 
 RECORD = "run.json"
 PARAMETERS = "model.safetensors"
@@ -65,6 +69,8 @@ class Record(Plan):
     epochs: int
     curve: tuple[float, ...]
     """Validation RMSE per epoch."""
+    random: Choice | None = None
+    """Of a grouped choice: what the random part would have chosen."""
     seconds: float
     """Time spent on fitting, views apart."""
     finished: str
@@ -79,6 +85,8 @@ class Run:
     record: Record
     dataset: Dataset
     split: Split
+    train: Int64Array | Stream
+    """What was fitted: rows of the split's training part, perhaps with a file's ratings."""
     backbone: Backbone | None
     prepared: Prepared
     model: Network
@@ -101,10 +109,12 @@ def accelerator(device: Device) -> Accelerator:
     """The device (and, under torchrun, the processes) to fit on.
 
     Raises:
-        UsageError: CUDA was asked for and there is none.
+        UsageError: a device was asked for and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: no CUDA device is visible; use --device cpu")
+    if device == "xla" and not is_torch_xla_available():
+        raise UsageError("--device xla: torch_xla is not installed or sees no device; use --device cpu")
     return Accelerator(cpu=device == "cpu")
 
 
@@ -116,7 +126,8 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
         RunError: the loss became infinite or NaN.
     """
     dataset, whole_hash, parts = _load(options, options.data)
-    fold_rows = _folds(dataset, parts, options)
+    fitted_on = _training(dataset, parts.train)
+    fold_rows = _folds(dataset, parts, fitted_on, options)
     backbone = None if options.views == "none" else load_backbone(options.backbone)
     head_weights(options, backbone.layers if backbone else 1)  # refused now, before anything is written
     plan = Plan(options=options, data_hash=whole_hash, backbone_hash="" if backbone is None else backbone.fingerprint)
@@ -129,29 +140,30 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
         adapt(dataset, parts, backbone, options.adapt, options.views, recipe, out / ADAPTED, cache, accelerate)
         backbone = adapted_backbone(backbone, out / ADAPTED)
     with accelerate.main_process_first():  # the others find the views computed
-        prepared = prepare(
-            dataset,
-            parts.train,
-            backbone,
-            options.views,
-            SIZES[options.size],
-            cache,
-            accelerate.device,
-            options.variant,
-        )
+        started = None
+        if options.start is not None:
+            kept = (out / start.FILE).exists()
+            told = options.model_dump()
+            started = (
+                start.read(out) if kept else start.begin(out, open_run(options.start, cache, device), dataset, told)
+            )
+        prepared = _prepared(dataset, fitted_on, backbone, options, cache, accelerate.device, started)
     bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
-    folds = [Fold(_rows(a, accelerate), _rows(b, accelerate)) for a, b in fold_rows]
-    train = _rows(parts.train, accelerate)
+    train = _on(accelerate, fitted_on)
+    folds = [Fold(_on(accelerate, fitted), _rows(held_out, accelerate)) for fitted, held_out in fold_rows]
+    random = None if options.select == "random" else Fold(train, _rows(parts.selection, accelerate))
     if isinstance(prepared.shape.size, FactorSize):
-        fitted = fit_by_sampling(prepared, options, bounds, train, folds)
+        assert isinstance(train, Tensor)
+        fitted = fit_by_sampling(prepared, options, bounds, train, folds, out / STAGES)
     else:
-        fitted = Fitter(Views(prepared), options, bounds, accelerate, out / STAGES).fit(train, folds)
+        fitted = Fitter(Views(prepared), options, bounds, accelerate, out / STAGES).fit(train, folds, random)
     record = Record(
         **dict(plan),
         adapted_hash=backbone.fingerprint if backbone is not None and options.adapt != "none" else "",
         learning_rate=fitted.learning_rate,
         epochs=fitted.epochs,
         curve=fitted.curve,
+        random=fitted.random,
         seconds=fitted.seconds,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(),
@@ -159,7 +171,7 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
     if accelerate.is_main_process:
         save_model(out / PARAMETERS, fitted.stage.model)
         write_json(out / RECORD, record.model_dump(mode="json"))
-        shutil.rmtree(out / STAGES, ignore_errors=True)  # sampling leaves none
+        shutil.rmtree(out / STAGES, ignore_errors=True)
     return record
 
 
@@ -187,14 +199,36 @@ def open_run(folder: Path, cache: Path, device: Device, data: Path | None = None
         if backbone.fingerprint != record.adapted_hash:
             raise UsageError(f"{folder / ADAPTED}: the adapted backbone changed since the fit")
     target = accelerator(device).device
-    prepared = prepare(
-        dataset, parts.train, backbone, options.views, SIZES[options.size], cache, target, options.variant
-    )
-    train = torch.from_numpy(parts.train).to(target)
-    model = new_model(prepared, options, prepared.features.value[train])
+    started = None if options.start is None else start.read(folder)
+    fitted_on = _training(dataset, parts.train)
+    prepared = _prepared(dataset, fitted_on, backbone, options, cache, target, started)
+    train = fitted_on if isinstance(fitted_on, Stream) else torch.from_numpy(fitted_on).to(target)
+    model = new_model(prepared, options, prepared.features.rated(train))
     load_model(folder / PARAMETERS, model)
     ids = prepared.features.known_ids(train)
-    return Run(folder, record, dataset, parts, backbone, prepared, model.to(target).eval(), ids)
+    return Run(folder, record, dataset, parts, fitted_on, backbone, prepared, model.to(target).eval(), ids)
+
+
+def _training(dataset: Dataset, rows: Int64Array, held_out: Int64Array | None = None) -> Int64Array | Stream:
+    """What is fitted: some ratings, and those that the dataset has in a file, but for the items that are `held_out`."""
+    if dataset.more is None:
+        return rows
+    return Stream.open(dataset, rows, () if held_out is None else dataset.ratings.item[held_out])
+
+
+def _prepared(
+    dataset: Dataset,
+    fitted: Int64Array | Stream,
+    backbone: Backbone | None,
+    options: Options,
+    cache: Path,
+    device: torch.device,
+    started: start.Start | None,
+) -> Prepared:
+    basis = None if started is None else started.basis
+    size = SIZES[options.size]
+    prepared = prepare(dataset, fitted, backbone, options.views, size, cache, device, options.variant, basis)
+    return prepared if started is None else replace(prepared, start=started.state)
 
 
 def _load(options: Options, data: Path | None) -> tuple[Dataset, str, Split]:
@@ -204,10 +238,25 @@ def _load(options: Options, data: Path | None) -> tuple[Dataset, str, Split]:
         if options.views != "entity" or options.variant != "levi" or dataset.binary:
             raise UsageError(f"--size {options.size} rates by entity views alone; use --views entity and no --variant")
         dataset = with_content(dataset)
+    if dataset.more and (wrong := _not_streamed(options)):
+        raise UsageError(
+            f"--{wrong}: {dataset.name} has ratings in a file that is not held in memory, which lacks this"
+        )
     parts, digest = split(dataset, options.seed), data_hash(dataset)
     if options.sample is not None:
         dataset, parts = sampled(dataset, parts, options.sample, options.seed)
     return dataset, digest, parts
+
+
+def _not_streamed(options: Options) -> str | None:
+    """An option that needs all ratings in memory."""
+    needs = {
+        "views pair": options.views == "pair",
+        f"size {options.size}": isinstance(SIZES[options.size], FactorSize),
+        "select genre": options.select == "genre",
+        f"sample {options.sample}": options.sample is not None,
+    }
+    return next((name for name, needed in needs.items() if needed), None)
 
 
 def data_hash(dataset: Dataset) -> str:
@@ -220,6 +269,10 @@ def data_hash(dataset: Dataset) -> str:
         digest.update(sink.getvalue())
     for column in (dataset.ratings.user, dataset.ratings.item, dataset.ratings.value, dataset.ratings.time):
         digest.update(column.tobytes())
+    if dataset.part is not None:
+        digest.update(dataset.part.tobytes())
+    if dataset.more:
+        digest.update(sha256(dataset.more.path).encode())
     return digest.hexdigest()
 
 
@@ -249,13 +302,22 @@ def _claim(out: Path, plan: Plan) -> Record | None:
     return None
 
 
-def _folds(dataset: Dataset, parts: Split, options: Options) -> list[tuple[Int64Array, Int64Array]]:
-    """Rows to fit on and to validate on."""
+def _folds(
+    dataset: Dataset, parts: Split, fitted_on: Int64Array | Stream, options: Options
+) -> list[tuple[Int64Array | Stream, Int64Array]]:
+    """What to fit on, and rows to validate on."""
+    if options.select == "random":
+        return [(fitted_on, parts.selection)]
     if options.select == "item":
-        return list(item_folds(dataset, parts.train, FOLDS, options.seed))
-    if options.select == "genre":
-        return [(fitted, held_out) for _, fitted, held_out in genre_folds(dataset, parts.train)]
-    return [(parts.train, parts.selection)]
+        folds = list(item_folds(dataset, parts.train, FOLDS, options.seed))
+    else:
+        folds = [(fitted, held_out) for _, fitted, held_out in genre_folds(dataset, parts.train)]
+    return [(_training(dataset, fitted, held_out), held_out) for fitted, held_out in folds]
+
+
+def _on(accelerate: Accelerator, fitted: Int64Array | Stream) -> Tensor | Stream:
+    """On the device, unless it streams."""
+    return fitted if isinstance(fitted, Stream) else _rows(fitted, accelerate)
 
 
 def _rows(rows: Int64Array, accelerate: Accelerator) -> Tensor:

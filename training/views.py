@@ -17,6 +17,7 @@ import torch
 from levi_serve.bundle import FloatArray, Int64Array
 from training.atomic import atomic_file
 from training.backbones import Backbone, pooled
+from training.memory import enough_memory
 from training.progress import track
 
 CHUNK = 2048
@@ -60,7 +61,8 @@ def compute_views(backbone: Backbone, sentences: Sequence[str], cache: Path, dev
         path = cache / f"{_key(backbone, part)}.npy"
         chunk = _read(path, (len(part), backbone.layers, backbone.width))
         if chunk is None:
-            views = _encode(backbone, encoder, part, device)
+            with enough_memory(label, "use --device cpu, or a smaller --backbone"):
+                views = _encode(backbone, encoder, part, device)
             with atomic_file(path) as temporary, temporary.open("wb") as file:
                 np.save(file, views)
             chunk = np.load(path, mmap_mode="r")

@@ -65,7 +65,8 @@ class Stage(Command):
 
     def _run(self, text: str, seed: int) -> Run:
         folder = self.runs / f"{text}-{seed}"
-        fit(Options(dataset="ml-100k", data=self.data, item_text=TEXTS[text], seed=seed), folder, self.cache, "cpu")
+        options = Options(dataset="ml-100k", data=self.data, item_text=TEXTS[text], seed=seed, select="random")
+        fit(options, folder, self.cache, "cpu")
         return open_run(folder, self.cache, "cpu")
 
 

@@ -98,8 +98,8 @@ def _errors(figures: Mapping[str, Any]) -> str:
 
 
 def _cost(figures: Mapping[str, Any]) -> str:
-    rows = [[f"{figures['scores_us']:.2f}", f"{figures['monitor_us']:.2f}", f"{figures['all_us']:.2f}"]]
-    return _table(["scores, µs a prediction", "monitor", "together"], rows)
+    rows = [[f"{figures[name]:.2f}" for name in ("scores_us", "ood_score_us", "monitor_us", "all_us")]]
+    return _table(["scores, µs a prediction", "`ood_score`", "monitor", "together"], rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from levi_serve.bundle import AnyArray, DoubleArray, FloatArray
 from levi_serve.bundle.manifest import BundleError
-from levi_serve.bundle.scores import BINS, Scorer, bin_edges, names, table
+from levi_serve.bundle.scores import BINS, Scorer, bin_edges, bins_of, names, table
 
 FILE = "monitor.npz"
 RATING_BINS = 5
@@ -92,14 +92,14 @@ def measure(
     scores = scorer(heads, support)
     tables = {name: table(column) for name, column in zip(names(support is not None), scores.T, strict=True)}
     edges = np.stack([bin_edges(reference) for reference in tables.values()])
-    bins = (scores[:, :, None] >= edges).sum(2)  # [N, S]
+    bins = bins_of(scores, edges)  # [S, N]
     _, inverse, counts = np.unique(users, return_inverse=True, return_counts=True)
     n = len(heads)
     alike = 1 / (len(counts) * counts[inverse])
     weightings = np.stack([np.full(n, 1 / n), alike])
-    weights: DoubleArray = np.array([[np.bincount(column, w, BINS) for column in bins.T] for w in weightings])
+    weights: DoubleArray = np.array([[np.bincount(column, w, BINS) for column in bins] for w in weightings])
     error = np.square(rating.astype(np.float64) - truth)
-    by_bin = _rising(np.bincount(bins[:, 0], error, BINS), np.bincount(bins[:, 0], minlength=BINS))
+    by_bin = _rising(np.bincount(bins[0], error, BINS), np.bincount(bins[0], minlength=BINS))
     rating_edges = np.quantile(rating.astype(np.float64), np.arange(1, RATING_BINS) / RATING_BINS)
     shown = _shown(scores, np.searchsorted(rating_edges, rating, side="right"))
     exact = heads.astype(np.float64)

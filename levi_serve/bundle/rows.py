@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from levi_serve.bundle import AnyArray, BoolArray, Int64Array
+from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, Int64Array
 from levi_serve.bundle.schema import Attributes, Frozen
 
 Id: TypeAlias = int | str
@@ -79,6 +79,17 @@ class Table:
         # NumPy drops NULs at the end of text and cuts text to the table's width: such ids are not the ones it finds.
         whole = [len(key) <= self.ids.itemsize and not key.endswith(b"\0") for key in keys]
         return np.where(whole, self._find(np.array(keys, dtype=self.ids.dtype)), -1)
+
+    def places(self, ids: Sequence[Id]) -> DoubleArray:
+        """Where ids [len(ids)] that may be new would stand among the rows: k − ½ before row k."""
+        if self.ids.dtype.kind != "S":
+            before: AnyArray = self.ids.searchsorted(np.array(ids, dtype=np.int64))
+            return before.astype(np.float64) - 0.5
+        keys = [str(i).encode("utf-8", "surrogatepass") for i in ids]
+        wanted = np.array(keys, dtype=self.ids.dtype)  # cut to the table's width: behind the id that it then equals
+        longer = np.array([len(key) > self.ids.itemsize for key in keys])
+        before = np.where(longer, self.ids.searchsorted(wanted, "right"), self.ids.searchsorted(wanted))
+        return before.astype(np.float64) - 0.5
 
     def _find(self, wanted: AnyArray) -> Int64Array:
         """Row numbers of `wanted`, which has the ids' own type: another one would have the whole table converted."""

@@ -109,11 +109,7 @@ def bin_edges(reference: FloatArray) -> FloatArray:
     return np.append(steps, np.float32(np.inf))[first].astype(np.float32)
 
 
-def bin_counts(values: FloatArray, edges: FloatArray) -> Int64Array:
-    """How many of B rows of scores [B, S] lie in each bin, [S, BINS]; NaN is counted as beyond everything."""
-    reached = (~(values[:, :, None] < edges)).sum(axis=0)  # [S, BINS − 1]
-    counts = np.empty((values.shape[1], BINS), np.int64)
-    counts[:, 0] = len(values)
-    counts[:, 1:] = reached
-    counts[:, :-1] -= reached
-    return counts
+def bins_of(values: FloatArray, edges: FloatArray) -> Int64Array:
+    """The bin [S, B] of each of B rows of scores [B, S]; NaN is beyond everything."""
+    columns = zip(edges, np.ascontiguousarray(values.T), strict=True)
+    return np.stack([begin.searchsorted(column, side="right") for begin, column in columns])

@@ -14,7 +14,7 @@ import numpy as np
 from levi_serve.bundle import DoubleArray, Int64Array
 from levi_serve.bundle.reference import Reference
 from levi_serve.bundle.scores import BINS
-from levi_serve.monitor.streams import Stream, Streams, advance, pooled
+from levi_serve.monitor.streams import Stream, Streams, advance
 
 Record: TypeAlias = Any
 """One element of a structured array, changed in place."""
@@ -23,15 +23,15 @@ ALARMS = 32
 """Alarms that are remembered."""
 RECENT = 20_000
 """Predictions after which what is called recent has faded to 1/e."""
-WARM = 20
-"""Blocks before live traffic is judged."""
+WARM = 1280
+"""Predictions that must have been heard before live traffic is judged."""
 DISAGREEMENT = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 """Upper ends [rating units] of the histogram of spreads."""
 
 
 @dataclass
 class Watched:
-    """What some predictions add up to, for display."""
+    """What some predictions, and true ratings that came, add up to, for display."""
 
     predictions: int
     new: Int64Array
@@ -43,14 +43,23 @@ class Watched:
     spreads: Int64Array
     """[len(DISAGREEMENT) + 1], predictions by the spread of their heads."""
     spread_sum: float
+    errors: DoubleArray
+    """[2], how many true ratings came, and the sum of their squared errors."""
     seconds: float
-    """What watching them took."""
+    """What watching took."""
 
     @classmethod
     def nothing(cls, heads: int) -> Watched:
         """Before the first prediction."""
         return cls(
-            0, np.zeros(2, np.int64), np.zeros((2, heads)), 0, np.zeros(len(DISAGREEMENT) + 1, np.int64), 0.0, 0.0
+            predictions=0,
+            new=np.zeros(2, np.int64),
+            heads=np.zeros((2, heads)),
+            rated=0,
+            spreads=np.zeros(len(DISAGREEMENT) + 1, np.int64),
+            spread_sum=0.0,
+            errors=np.zeros(2),
+            seconds=0.0,
         )
 
 
@@ -76,8 +85,7 @@ def record_type(streams: Streams, heads: int) -> np.dtype[np.void]:
             ("seconds", "<f8"),
             ("counts", "<i8", (r, BINS)),
             ("evidence", "<f8", (t, k)),
-            ("sum", "<f8", (t, k)),  # CUSUM of each bet, only to say since when
-            ("onset", "<f8", (t, k)),  # [Unix seconds], when it last began from nothing
+            ("onset", "<f8", (t, k)),  # [Unix seconds], when the evidence last began from nothing
             ("recent_counts", "<f8", (r, BINS)),
             ("recent_new", "<f8", (2,)),
             ("recent_predictions", "<f8"),
@@ -114,24 +122,27 @@ class Detector:
         record["evidence"] = -np.inf
         return record
 
-    def apply(self, record: Record, counts: Int64Array, now: float) -> bool:
-        """Take in a block of bin counts [R, BINS] at `now` [Unix seconds]; whether it raised an alarm. Counts of
+    def apply(self, record: Record, blocks: Int64Array, now: float) -> bool:
+        """Take in blocks of bin counts [N, R, BINS] at `now` [Unix seconds]; whether one raised an alarm. Counts of
         several workers are one block when they are added.
 
         An alarm latches: until somebody has seen it there is no second one, and the evidence goes on.
         """
-        growth = self.streams.growth(counts)
-        record["evidence"] = advance(record["evidence"], growth)
-        began = record["sum"] <= 0
-        record["onset"][began] = now
-        record["sum"] = np.where(began, growth, record["sum"] + growth)
-        record["blocks"] += 1
+        path = advance(record["evidence"], self.streams.growth(blocks))  # [N, T, K]
+        lowest = np.minimum(record["evidence"], path[:-1].min(axis=0, initial=np.inf))
+        record["onset"][lowest <= 0] = now
+        record["evidence"] = path[-1]
+        counts = blocks.sum(axis=0)
+        record["blocks"] += len(blocks)
         record["counts"] += counts
         record["recent_counts"] *= math.exp(-int(counts[0].sum()) / RECENT)
         record["recent_counts"] += counts
-        if record["active"] or not self.total(record) >= self.threshold:
+        if record["active"] or not path.max() >= self.threshold:  # all together is no more than the largest
             return False
-        self._raise(record, now)
+        rung = np.flatnonzero(self.streams.total(path) >= self.threshold)
+        if not len(rung):
+            return False
+        self._raise(record, path[rung[0]], now)
         return True
 
     @staticmethod
@@ -145,6 +156,8 @@ class Detector:
             ("rated", watched.rated),
         ):
             record[f"recent_{name}"] = record[f"recent_{name}"] * keep + added
+        record["recent_errors"] *= math.exp(-watched.errors[0] / RECENT)
+        record["recent_errors"] += watched.errors
         for name in ("predictions", "new", "spreads", "spread_sum", "seconds"):
             record[name] += getattr(watched, name)
 
@@ -156,22 +169,17 @@ class Detector:
                     one["seen"] = now
                     if record["active"] == alarm:
                         record["active"] = 0
-                        record["evidence"], record["sum"] = -np.inf, 0
+                        record["evidence"] = -np.inf
                 return True
         return False
 
-    def observe_errors(self, record: Record, squared: DoubleArray) -> None:
-        """True ratings came: squared errors [N] of predictions."""
-        record["recent_errors"] *= math.exp(-len(squared) / RECENT)
-        record["recent_errors"] += len(squared), squared.sum()
-
     def total(self, record: Record) -> float:
-        """Logarithm of all evidence together: the mean over streams and bets."""
-        return float(pooled(record["evidence"].reshape(-1)))
+        """Logarithm of all evidence together: the mean over scores, their streams and bets."""
+        return float(self.streams.total(record["evidence"]))
 
     def by_stream(self, record: Record) -> list[tuple[Stream, float]]:
         """Logarithm of each stream's evidence."""
-        return list(zip(self.streams.streams, pooled(record["evidence"]).tolist(), strict=True))
+        return list(zip(self.streams.streams, self.streams.by_stream(record["evidence"]).tolist(), strict=True))
 
     def alarms(self, record: Record) -> list[tuple[Record, Stream]]:
         """Those remembered, oldest first."""
@@ -180,12 +188,12 @@ class Detector:
 
     def warm(self, record: Record) -> bool:
         """Whether there was enough traffic to judge."""
-        return bool(record["blocks"] >= WARM)
+        return bool(record["counts"][0].sum() >= WARM)
 
-    def _raise(self, record: Record, now: float) -> None:
-        evidence = pooled(record["evidence"])
-        stream = int(evidence.argmax())
-        bet = int(record["evidence"][stream].argmax())
+    def _raise(self, record: Record, evidence: DoubleArray, now: float) -> None:
+        """An alarm for what the evidence [T, K] of every bet is."""
+        stream = int(self.streams.by_stream(evidence).argmax())
+        bet = int(evidence[stream].argmax())
         record["alarm_count"] += 1
         record["alarms_total"][stream] += 1
         number = int(record["alarm_count"])
@@ -196,5 +204,5 @@ class Detector:
             record["onset"][stream, bet],
             0.0,
             stream,
-            self.total(record),
+            self.streams.total(evidence),
         )

@@ -46,7 +46,7 @@ class MonitorCollector(Collector):
         )
         bins = CounterMetricFamily(
             "levi_monitor_score_bin",
-            "Predictions by quantile bin of a score, each user once a block: 5 % per bin in distribution.",
+            "Predictions by quantile bin of a score, each user once a round: 5 % per bin in distribution.",
             labels=["score", "bin"],
         )
         for score, counts in zip(self._monitor.detector.streams.scores, record["counts"].tolist(), strict=True):

@@ -119,15 +119,16 @@ class State:
 
     def _newest(self) -> Record | None:
         """The valid copy with the highest number."""
-        best: Record | None = None
-        for slot in (0, 1):
-            at = _HEADER + slot * self._size
-            raw = self._map[at : at + self._size]
-            (record,) = np.frombuffer(bytearray(raw), self._detector.dtype)
-            valid = record["sequence"] > 0 and _checksum(raw) == record["checksum"]
-            if valid and (best is None or record["sequence"] > best["sequence"]):
-                best = record
-        return best
+        for at in sorted((_HEADER, _HEADER + self._size), key=self._number, reverse=True):
+            raw = bytearray(self._map[at : at + self._size])
+            (record,) = np.frombuffer(raw, self._detector.dtype)
+            if record["sequence"] > 0 and _checksum(raw) == record["checksum"]:
+                return record
+        return None
+
+    def _number(self, at: int) -> int:
+        """Of the copy there: the first field."""
+        return int.from_bytes(self._map[at : at + 8], "little", signed=True)
 
     def _write(self, record: Record) -> None:
         record["sequence"] += 1
@@ -160,6 +161,6 @@ class State:
         self._mutex.release()
 
 
-def _checksum(raw: bytes) -> int:
+def _checksum(raw: bytes | bytearray) -> int:
     """Of all but the checksum itself, which comes last."""
-    return zlib.crc32(raw[:-8])
+    return zlib.crc32(memoryview(raw)[:-8])

@@ -1,18 +1,20 @@
 """What is tested, and against what: each stream bets that one property of one score has risen.
 
-A mixture Shiryaev–Roberts e-detector (Shin, Ramdas, Rinaldo 2022) over streams t and bets λ_k. A prediction whose
-score lies in bin b pays g_t[b] in [0, 1] to stream t, which multiplies the stream's evidence by 1 + λ (g − m₀). As long
-as the mean payoff is at most m₀, no factor exceeds 1 on average, and the mean run length to a false alarm is at least
-the threshold, whatever the distribution.
+A mixture CUSUM e-detector (Shin, Ramdas, Rinaldo 2022) over streams t and bets λ_k. A prediction whose score lies in
+bin b pays g_t[b] in [0, 1] to stream t, which multiplies the stream's evidence by 1 + λ (g − m₀). As long as the mean
+payoff is at most m₀, no factor exceeds 1 on average, and the mean run length to a false alarm is at least the
+threshold, whatever the distribution.
 
 m₀ is known from a sample only. It is an upper bound of the true mean that holds for all streams at once with 95 %
-confidence (the better of a Chernoff and an empirical Bernstein bound), for the worse of two ways to weigh the sample,
-every rating alike or every user alike, and leaves room for one user in each block who is unlike all others.
+confidence (exact where it pays 0 or 1, else the better of a Chernoff and an empirical Bernstein bound), for the worse
+of two ways to weigh the sample, every rating alike or every user alike. And it leaves room for one user in each round
+who is unlike all others: over a round no factor exceeds 1 on average even with that user, whose own is at most 1/m₀.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -22,10 +24,14 @@ from levi_serve.bundle import AnyArray, DoubleArray, Int64Array
 from levi_serve.bundle.reference import Reference
 from levi_serve.bundle.scores import BINS
 
-BLOCK = 64
-"""Predictions, each of another user, that are judged together: one user has no more than this share of the evidence."""
-BETS = 0.95 * 0.5 ** np.arange(8)
+BLOCK = 8
+"""Predictions that are judged together."""
+ROUND = 128
+"""Users of whom each is heard once before anybody is heard again: one has no more than this share of the evidence."""
+BETS = 0.9 * 0.45 ** np.arange(6)
 """λ as a share of its largest value 1/m₀: from bold bets, which see a full switch at once, to careful ones."""
+_GRAIN = 2.0**-30
+"""Factors are rounded down to whole numbers of it: sums are then exact, in whatever order and parts they are made."""
 CONFIDENCE = 0.05
 Kind: TypeAlias = Literal["mean", "upper", "lower"]
 KINDS: tuple[Kind, ...] = ("mean", "upper", "lower")
@@ -58,6 +64,8 @@ class Streams:
     streams: tuple[Stream, ...]
     rows: Int64Array
     """[T], the row of each stream's score."""
+    shares: DoubleArray
+    """[T], of all evidence: scores have equal ones, and so have the streams of one score."""
     levels: DoubleArray
     """[T], m₀."""
     factors: DoubleArray
@@ -73,18 +81,21 @@ class Streams:
             [np.concatenate([w, two_valued(n)]) for w, n in zip(reference.weights, reference.new, strict=True)]
         )
         payoffs = np.stack([_PAYOFFS["upper" if stream.score in NEW else stream.kind] for stream in streams])
+        shares = 1 / (np.bincount(rows)[rows] * len(scores))
         levels = np.array(
             [
+                # The risk is shared like the evidence, and by the two ways to weigh.
                 max(
-                    _bound(w[row], payoff, size, len(streams)) for w, size in zip(weights, reference.sizes, strict=True)
+                    _bound(w[row], payoff, size, CONFIDENCE * share / 2)
+                    for w, size in zip(weights, reference.sizes, strict=True)
                 )
-                for row, payoff in zip(rows, payoffs, strict=True)
+                for row, payoff, share in zip(rows, payoffs, shares, strict=True)
             ]
         )
-        levels = ((BLOCK - 1) * levels + 1) / BLOCK
+        levels = ((ROUND - 1) * levels + 1) / ROUND
         bets = BETS / levels[:, None]  # [T, K]
         factors = np.log1p(bets[:, None, :] * (payoffs - levels[:, None])[:, :, None])
-        return cls(scores, streams, rows, levels, factors)
+        return cls(scores, streams, rows, shares, levels, np.floor(factors / _GRAIN) * _GRAIN)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -92,22 +103,38 @@ class Streams:
         return self.factors.shape[0], self.factors.shape[2]
 
     def growth(self, counts: AnyArray) -> DoubleArray:
-        """Logarithm [T, K] of the factors of a block of bin counts [R, BINS]."""
-        grown: DoubleArray = np.matmul(counts[self.rows, None, :].astype(np.float64), self.factors)[:, 0]
+        """Logarithm [N, T, K] of the factors of N blocks of bin counts [N, R, BINS]."""
+        by_stream = counts.transpose(1, 0, 2).astype(np.float64)[self.rows]  # [T, N, BINS]
+        grown: DoubleArray = np.matmul(by_stream, self.factors).transpose(1, 0, 2)
         return grown
+
+    def by_stream(self, evidence: DoubleArray) -> DoubleArray:
+        """Logarithm [..., T] of each stream's evidence from that of its bets [..., T, K]: their mean."""
+        return pooled(evidence, np.full(self.shape[1], 1 / self.shape[1]))
+
+    def total(self, evidence: DoubleArray) -> DoubleArray:
+        """Logarithm [...] of all evidence together."""
+        return pooled(self.by_stream(evidence), self.shares)
 
 
 def advance(evidence: DoubleArray, growth: DoubleArray) -> DoubleArray:
-    """One step of M ← (M + 1) · ΠL, in logarithms; minus infinity at the start."""
-    return np.logaddexp(evidence, 0.0) + growth
+    """Evidence [N, T, K] after each of N blocks whose growth is given, from what it was [T, K] before.
+
+    M ← max(M, 1) · ΠL in logarithms; minus infinity at the start.
+
+    The N steps at once: a sum since the start, less the lowest of those at which the evidence could have begun anew.
+    """
+    total = growth.cumsum(axis=0)
+    begin = np.concatenate([np.maximum(evidence, 0.0)[None], -total[:-1]])
+    return np.asarray(total + np.maximum.accumulate(begin, axis=0))
 
 
-def pooled(evidence: DoubleArray) -> DoubleArray:
-    """Logarithm of the mean over the last axis."""
+def pooled(evidence: DoubleArray, shares: DoubleArray) -> DoubleArray:
+    """Logarithm of the mean over the last axis, in which each has its share."""
     top = evidence.max(axis=-1, keepdims=True)
     safe = np.where(np.isneginf(top), 0.0, top)
     with np.errstate(divide="ignore"):
-        return np.asarray(safe[..., 0] + np.log(np.exp(evidence - safe).mean(axis=-1)))
+        return np.asarray(safe[..., 0] + np.log(np.exp(evidence - safe) @ shares))
 
 
 def threshold(days: float, rate: float) -> float:
@@ -124,24 +151,40 @@ def two_valued(share: AnyArray) -> DoubleArray:
     return bins
 
 
-def _bound(weights: DoubleArray, payoff: DoubleArray, size: float, streams: int) -> float:
-    """Upper bound of a mean payoff: the true one exceeds it in CONFIDENCE / streams of all samples at most."""
+def _bound(weights: DoubleArray, payoff: DoubleArray, size: float, risk: float) -> float:
+    """Upper bound of a mean payoff: the true one exceeds it in this share of all samples at most."""
     mean = float(weights @ payoff)
+    if np.isin(payoff, (0, 1)).all():
+        return _exact(mean, size, risk)
     variance = float(weights @ np.square(payoff - mean)) * size / max(size - 1, 1)
-    needed = math.log(4 * streams / CONFIDENCE)  # the risk is shared by two bounds and two ways to weigh
+    needed = math.log(2 / risk)  # shared by the two bounds
     bernstein = mean + math.sqrt(2 * variance * needed / size) + 7 * needed / (3 * max(size - 1, 1))
     return min(bernstein, _chernoff(mean, needed / size))
 
 
+def _exact(share: float, size: float, risk: float) -> float:
+    """The share under which so few of `size` are found with a probability of `risk` (Clopper and Pearson 1934)."""
+    found = np.arange(math.ceil(share * size - 1e-6) + 1)
+    ways = np.array([math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1) for k in found.tolist()])
+    return _largest(share, lambda p: np.exp(ways + found * math.log(p) + (size - found) * math.log1p(-p)).sum() >= risk)
+
+
 def _chernoff(mean: float, divergence: float) -> float:
     """The largest m with kl(mean, m) ≤ divergence."""
-    low, high = mean, 1.0
+
+    def within(m: float) -> bool:
+        below = mean * math.log(mean / m) if mean > 0 else 0.0
+        return below + ((1 - mean) * math.log((1 - mean) / (1 - m)) if mean < 1 else 0.0) <= divergence
+
+    return _largest(mean, within)
+
+
+def _largest(low: float, within: Callable[[float], bool]) -> float:
+    """Where, from `low` up to 1, something ends to hold."""
+    high = 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        kl = 0.0
-        if mean > 0:
-            kl += mean * math.log(mean / middle)
-        if mean < 1:
-            kl += (1 - mean) * math.log((1 - mean) / (1 - middle)) if middle < 1 else math.inf
-        low, high = (middle, high) if kl <= divergence else (low, middle)
+        if not low < middle < high:
+            break
+        low, high = (middle, high) if within(middle) else (low, middle)
     return high

@@ -7,26 +7,30 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from levi_serve.bundle import AnyArray, BoolArray, DoubleArray
+from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, Int64Array
 from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.reference import Reference
-from levi_serve.bundle.scores import BINS, bin_counts
+from levi_serve.bundle.scores import BINS, bins_of
 from levi_serve.monitor.detector import DISAGREEMENT, Detector, Record, Watched
+from levi_serve.monitor.rounds import Rounds
 from levi_serve.monitor.state import State
 from levi_serve.monitor.streams import BLOCK, NEW
 
 log = logging.getLogger("levi")
 
-LONGEST = 64 * BLOCK
-"""Predictions after which a block ends even if they were of fewer than BLOCK users."""
-_NOTED = 8 * BLOCK
-"""Predictions after which what is only shown is handed over even if the block is not full."""
+CHUNK = 512
+"""Predictions that are counted together: by themselves a few cost nearly as much."""
+PAUSE_S = 0.02
+"""Time between two changes of the shared state, at least: what a process that is killed may not have told."""
+_KEPT = 64
+"""Chunks of blocks that wait while other processes change the state; of more, all become one block."""
 _EDGES = np.array(DISAGREEMENT, np.float32)
 
 
@@ -60,11 +64,11 @@ class Monitor:
         layout = f"{detector.dtype.descr}{detector.streams.streams}".encode()
         owner = hashlib.sha256(reference.model.encode() + layout + reference.edges.tobytes()).hexdigest().encode()
         self._state = State(detector, owner[:48], state)
-        self._seen: set[Hashable] = set()
-        """Users of the block that is being filled."""
-        self._counts = np.zeros((len(detector.streams.scores), BINS), np.int64)
-        self._since = 0
-        """Predictions of the block that is being filled."""
+        self._rounds = Rounds()
+        self._begun = np.empty((len(detector.streams.scores), 0), np.int64)
+        """[R, less than BLOCK], bins of the block that is being filled."""
+        self._blocks: list[Int64Array] = []
+        """[N, R, BINS] each, full blocks that the state does not have yet."""
         self._new = NEW[0] in detector.streams.scores
         self._heads = reference.heads.shape[1]
         self._watched = Watched.nothing(self._heads)
@@ -72,6 +76,8 @@ class Monitor:
         self._held: list[_Batch] = []
         self._waiting = 0
         """Predictions held."""
+        self._told = -PAUSE_S
+        """When the state was last changed, or that was tried [`perf_counter` seconds]."""
 
     def observe(
         self,
@@ -81,7 +87,7 @@ class Monitor:
         usable: BoolArray,
         trained: tuple[BoolArray, BoolArray],
     ) -> None:
-        """Watch B predictions. Of each user only the first in a block is evidence.
+        """Watch B predictions. Of each user only the first in a round is evidence.
 
         Args:
             users: [B], who they are for.
@@ -94,63 +100,68 @@ class Monitor:
         with self._lock:
             self._held.append(_Batch(users, scores, heads, usable, *trained))
             self._waiting += len(users)
-            # A few predictions by themselves cost nearly as much as a block: they wait until they may complete it.
-            if self._waiting >= BLOCK - len(self._seen):
+            # Under load the state is changed every PAUSE_S; when it is quiet, as soon as there is a block.
+            if self._waiting >= BLOCK and time.perf_counter() - self._told >= PAUSE_S:
                 self._take_in()
-                if len(self._seen) >= BLOCK or self._watched.predictions >= _NOTED:
-                    self._hand_over()
+                self._hand_over()
+            elif self._waiting >= CHUNK:
+                self._take_in()
 
     def _take_in(self) -> None:
         """Count what is held."""
         if not self._held:
             return
         start = time.perf_counter()
-        users = [user for batch in self._held for user in batch.users]
-        scores, heads, usable, *trained = (np.concatenate(column) for column in list(zip(*self._held, strict=True))[1:])
+        columns = list(zip(*self._held, strict=True))
+        users = list(chain.from_iterable(columns[0]))
+        scores, heads, usable, *trained = map(np.concatenate, columns[1:])
         self._held.clear()
-        n, self._waiting = self._waiting, 0
-        seen = self._seen
-        first = [i for i, user in enumerate(users) if not (user in seen or seen.add(user))]  # type: ignore[func-returns-value]
-        new = ~trained[0], ~trained[1]
-        watched = self._watched
+        self._waiting = 0
         if not usable.all():
             scores[~usable] = np.nan
             heads = heads[usable]
-        if first:
-            s = self.reference.edges.shape[0]
-            self._counts[:s] += bin_counts(scores[first], self.reference.edges)
-            for row, side in enumerate(new, start=s):
-                if self._new:
-                    strangers = int(np.count_nonzero(side[first]))
-                    self._counts[row, -1] += strangers
-                    self._counts[row, 0] += len(first) - strangers
-        watched.predictions += n
-        watched.new += np.count_nonzero(new[0]), np.count_nonzero(new[1])
-        watched.heads[0] += heads.sum(axis=0)
+        new = ~np.stack(trained)  # [2, B]
+        self._count(scores, new, np.array(self._rounds.heard(users), np.intp))
+        watched = self._watched
+        watched.predictions += len(users)
+        watched.new += new.sum(axis=1)
+        watched.heads[0] += np.einsum("bn->n", heads)
         watched.heads[1] += np.einsum("bn,bn->n", heads, heads)
         watched.rated += len(heads)
-        spreads = scores[:, 0]
-        watched.spreads += np.bincount(np.searchsorted(_EDGES, spreads), minlength=len(DISAGREEMENT) + 1)
-        watched.spread_sum += float(np.nansum(spreads))
-        self._since += n
+        spreads = np.ascontiguousarray(scores[:, 0])
+        watched.spreads += np.bincount(_EDGES.searchsorted(spreads), minlength=len(DISAGREEMENT) + 1)
+        watched.spread_sum += float(np.nansum(spreads, dtype=np.float64))
         watched.seconds += time.perf_counter() - start
 
+    def _count(self, scores: AnyArray, new: BoolArray, heard: Int64Array) -> None:
+        """Fill blocks with those of the predictions that are evidence, which stand at these places."""
+        bins = [self._begun, bins_of(scores[heard], self.reference.edges)]
+        if self._new:
+            bins[1] = np.concatenate([bins[1], new[:, heard] * (BINS - 1)])
+        filled = np.concatenate(bins, axis=1)
+        full = filled.shape[1] // BLOCK * BLOCK
+        if full:
+            self._blocks.append(block_counts(filled[:, :full]))
+        self._begun = filled[:, full:]
+
     def settle(self) -> None:
-        """Hand over what was watched, and the block if it is full; another time, if another process is just at it."""
+        """Hand over what was watched; another time, if another process is just at it."""
         with self._lock:
             self._take_in()
             self._hand_over()
 
     def _hand_over(self) -> None:
-        start = time.perf_counter()
-        full = len(self._seen) >= BLOCK or (self._since >= LONGEST and bool(self._seen))
+        start = self._told = time.perf_counter()
         with self._state.try_change() as record:
             if record is None:
+                if len(self._blocks) > _KEPT:
+                    self._blocks = [np.concatenate(self._blocks).sum(axis=0, keepdims=True)]
                 return
             watched, self._watched = self._watched, Watched.nothing(self._heads)
             self.detector.note(record, watched)
-            if full:
-                self._apply(record)
+            if self._blocks:
+                self._apply(record, np.concatenate(self._blocks))
+                self._blocks.clear()
         self._watched.seconds += time.perf_counter() - start
 
     def read(self) -> Record:
@@ -165,21 +176,26 @@ class Monitor:
 
     def observe_errors(self, squared: DoubleArray) -> None:
         """True ratings came in: squared errors [N] of the predictions that were answered."""
-        with self._state.change() as record:
-            self.detector.observe_errors(record, squared)
+        with self._lock:
+            self._watched.errors += len(squared), squared.sum()
 
     def close(self) -> None:
         """Hand over what is left."""
         self.settle()
         self._state.close()
 
-    def _apply(self, record: Record) -> None:
-        if self.detector.apply(record, self._counts, self._clock()):
+    def _apply(self, record: Record, blocks: Int64Array) -> None:
+        if self.detector.apply(record, blocks, self._clock()):
             one, stream = self.detector.alarms(record)[-1]
             log.warning("shift alarm %d: %s %s, evidence %.1f", one["id"], stream.score, stream.kind, one["evidence"])
-        self._counts = np.zeros_like(self._counts)
-        self._seen.clear()
-        self._since = 0
+
+
+def block_counts(bins: AnyArray) -> Int64Array:
+    """Counts [N, R, BINS] of N blocks from the bin [R, N · BLOCK] of each score of each prediction."""
+    rows, n = len(bins), bins.shape[1] // BLOCK
+    first = BINS * (np.arange(rows)[:, None, None] + rows * np.arange(n)[:, None])  # [R, N, 1]
+    codes = bins.reshape(rows, n, BLOCK) + first
+    return np.bincount(codes.ravel(), minlength=n * rows * BINS).reshape(n, rows, BINS)
 
 
 def state_file(folder: Path, manifest: Manifest, reference: Reference) -> Path:

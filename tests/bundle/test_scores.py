@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from levi_serve.bundle.scores import BINS, MAX_POINTS, Scorer, bin_counts, bin_edges, names, quantile, spread, table
+from levi_serve.bundle.scores import BINS, MAX_POINTS, Scorer, bin_edges, bins_of, names, quantile, spread, table
 
 
 def test_spread() -> None:
@@ -96,12 +96,11 @@ def test_bins_are_those_of_mid_quantiles(values: list[int], asked: list[int]) ->
     reference = table(np.array(values, np.float32))
     scores = np.array(asked, np.float32)[:, None]
     expected = np.floor(BINS * (quantile(reference, scores[:, 0]) + 1e-6)).astype(int).clip(0, BINS - 1)
-    found = bin_counts(scores, bin_edges(reference)[None])
-    assert found[0].tolist() == np.bincount(expected, minlength=BINS).tolist()
+    assert bins_of(scores, bin_edges(reference)[None]).tolist() == [expected.tolist()]
 
 
 def test_bins_are_even_and_nan_is_beyond() -> None:
     """Each bin holds a twentieth of a reference without ties; NaN is in the last one."""
     reference = table(np.arange(1000, dtype=np.float32))
-    assert bin_counts(reference[:, None], bin_edges(reference)[None]).tolist() == [[50] * BINS]
-    assert bin_counts(np.array([[np.nan]], np.float32), bin_edges(reference)[None])[0, -1] == 1
+    assert np.bincount(bins_of(reference[:, None], bin_edges(reference)[None])[0]).tolist() == [50] * BINS
+    assert bins_of(np.array([[np.nan]], np.float32), bin_edges(reference)[None]).tolist() == [[BINS - 1]]

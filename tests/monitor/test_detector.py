@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from levi_serve.bundle.reference import Reference
-from levi_serve.bundle.scores import bin_counts
+from levi_serve.bundle.scores import bins_of
 from levi_serve.monitor.detector import ALARMS, Detector, Watched
-from levi_serve.monitor.streams import threshold
+from levi_serve.monitor.streams import BLOCK, threshold
+from levi_serve.monitor.watch import block_counts
 
 from .conftest import HEADS, World
 
@@ -17,15 +18,21 @@ def block(detector: Detector, bin_: int, count: int = 64) -> np.ndarray:
     """Every score in one bin."""
     counts = np.zeros((len(detector.streams.scores), 20), np.int64)
     counts[:, bin_] = count
-    return counts
+    return counts[None]
 
 
 def even(detector: Detector) -> np.ndarray:
     """Three predictions in every bin, all of known users and items."""
-    counts = np.full((len(detector.streams.scores), 20), 3)
-    counts[-2:] = 0
-    counts[-2:, 0] = 60
+    counts = np.full((1, len(detector.streams.scores), 20), 3)
+    counts[:, -2:] = 0
+    counts[:, -2:, 0] = 60
     return counts
+
+
+def usual(reference: Reference, world: World, count: int, noise: float = 0.2) -> np.ndarray:
+    """Blocks of `count` predictions for known users and items."""
+    scores = reference.scorer(world.heads(count, noise), world.support(count))
+    return block_counts(np.concatenate([bins_of(scores, reference.edges), np.zeros((2, count), np.int64)]))
 
 
 def test_alarm_latches(detector: Detector) -> None:
@@ -53,7 +60,7 @@ def test_since_when(detector: Detector) -> None:
     for now in range(100):
         detector.apply(record, even(detector), float(now))
     slightly = even(detector)
-    slightly[0, :4], slightly[0, 16:] = 0, 6
+    slightly[0, 0, :4], slightly[0, 0, 16:] = 0, 6
     now = 100.0
     while not detector.apply(record, slightly, now):
         now += 1
@@ -82,30 +89,42 @@ def test_every_direction_is_seen(detector: Detector, bin_: int, kind: str) -> No
 
 
 def test_workers_are_merged_exactly(detector: Detector, reference: Reference, world: World) -> None:
-    """One process that sees all predictions of a block ends with the very bits of workers whose counts are added."""
-    alone, merged = detector.start(), detector.start()
-    for _ in range(50):
-        scores = reference.scorer(world.heads(64, noise=0.21), world.support(64))
-        strangers = np.zeros((2, 20), np.int64)
-        strangers[:, 0] = 64
-        whole = np.concatenate([bin_counts(scores, reference.edges), strangers])
-        parts = [bin_counts(part, reference.edges) for part in np.split(scores, [5, 30, 31])]
-        detector.apply(alone, whole, 0.0)
-        detector.apply(merged, np.concatenate([sum(parts), strangers]), 0.0)
+    """One process that sees all predictions of a block ends with the very bits of workers whose counts are added, and
+    blocks one by one end with the very evidence of many at once.
+    """
+    alone, merged, at_once = detector.start(), detector.start(), detector.start()
+    blocks = usual(reference, world, 400 * BLOCK, noise=0.21)
+    parts = np.random.default_rng(0).binomial(blocks, 0.3)
+    for whole, part in zip(blocks, parts, strict=True):
+        detector.apply(alone, whole[None], 0.0)
+        detector.apply(merged, (part + (whole - part))[None], 0.0)
+    for some in np.split(blocks, [1, 8, 200, 201]):
+        detector.apply(at_once, some, 0.0)
     assert alone.tobytes() == merged.tobytes()
+    for name in ("evidence", "onset", "counts", "blocks", "alarms", "active"):
+        assert alone[name].tobytes() == at_once[name].tobytes()
     assert np.isfinite(alone["evidence"]).all()
+
+
+def test_an_alarm_among_many_blocks(detector: Detector) -> None:
+    """Evidence that rose and fell again between two hand-overs raises the alarm that it would have raised by itself."""
+    strange, calm = block(detector, 19)[0], even(detector)[0]
+    one, many = detector.start(), detector.start()
+    blocks = np.stack([calm, strange, *[calm] * 500])
+    rung = [detector.apply(one, each[None], 0.0) for each in blocks]
+    assert rung[:3] == [False, True, False]
+    assert detector.total(one) < detector.threshold
+    assert detector.apply(many, blocks, 0.0)
+    for name in ("evidence", "alarms"):
+        assert many[name].tobytes() == one[name].tobytes()
 
 
 def test_run_length_in_distribution(reference: Reference, world: World) -> None:
     """With a budget of 10,000 predictions the mean run length is beyond it: in 600,000, no more than 60 alarms."""
     detector = Detector.of(reference, threshold(10_000 / 86_400, 1))
     record, alarms = detector.start(), 0
-    strangers = np.zeros((2, 20), np.int64)
-    strangers[:, 0] = 64
-    for _ in range(600_000 // 64):
-        scores = reference.scorer(world.heads(64), world.support(64))
-        counts = np.concatenate([bin_counts(scores, reference.edges), strangers])
-        if detector.apply(record, counts, 0.0):
+    for some in np.split(usual(reference, world, 600_000), 7500):
+        if detector.apply(record, some, 0.0):
             alarms += 1
             detector.acknowledge(record, alarms, 0.0)
     assert alarms <= 60
@@ -113,9 +132,10 @@ def test_run_length_in_distribution(reference: Reference, world: World) -> None:
 
 def test_true_errors(detector: Detector) -> None:
     """Squared errors add up."""
-    record = detector.start()
-    detector.observe_errors(record, np.array([1.0, 4.0]))
-    detector.observe_errors(record, np.array([1.0]))
+    record, watched = detector.start(), Watched.nothing(HEADS)
+    for errors in ([2.0, 5.0], [1.0, 1.0]):
+        watched.errors = np.array(errors)
+        detector.note(record, watched)
     count, total = record["recent_errors"]
     assert total / count == pytest.approx(2, abs=1e-3)
 

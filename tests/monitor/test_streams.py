@@ -6,9 +6,23 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from levi_serve.bundle.reference import Reference
-from levi_serve.monitor.streams import BETS, BLOCK, Streams, _bound, _chernoff, advance, pooled, threshold, two_valued
+from levi_serve.monitor.streams import (
+    BETS,
+    BLOCK,
+    ROUND,
+    Streams,
+    _bound,
+    _chernoff,
+    _exact,
+    advance,
+    pooled,
+    threshold,
+    two_valued,
+)
 
 from .conftest import World
 
@@ -30,45 +44,73 @@ def test_growth_by_hand(reference: Reference) -> None:
     m = streams.levels[0]
     bets = BETS / m
     expected = 2 * np.log(1 + bets * (0.975 - m)) + np.log(1 + bets * (0.025 - m))
-    np.testing.assert_allclose(streams.growth(counts)[0], expected)
+    grown = streams.growth(counts[None])[0]
+    np.testing.assert_allclose(grown[0], expected, atol=1e-8)
     m = streams.levels[1]  # the upper tail pays 1 in the last bin and 0 elsewhere
     expected = 2 * np.log(1 + BETS / m * (1 - m)) + np.log(1 - BETS)
-    np.testing.assert_allclose(streams.growth(counts)[1], expected)
+    np.testing.assert_allclose(grown[1], expected, atol=1e-8)
 
 
 def test_blocks_add_up(reference: Reference) -> None:
-    """The factors of two blocks are the factors of their sum: workers are merged by adding counts."""
+    """Many blocks grow by the very bits of their sum: workers are merged by adding counts."""
     streams = Streams.of(reference)
-    a, b = np.random.default_rng(0).integers(0, 9, (2, 8, 20))
-    np.testing.assert_allclose(streams.growth(a) + streams.growth(b), streams.growth(a + b), rtol=1e-12)
+    blocks = np.random.default_rng(0).integers(0, 9, (50, 8, 20))
+    assert (streams.growth(blocks).sum(0) == streams.growth(blocks.sum(0, keepdims=True))[0]).all()
 
 
 def test_no_factor_exceeds_one_on_average_in_distribution(reference: Reference) -> None:
-    """Under both weightings of the calibration part, with one user of a block anywhere, every bet loses on average."""
+    """Under both weightings of the calibration part, with one user of a round anywhere, every bet loses on average."""
     streams = Streams.of(reference)
     for weights, new in zip(reference.weights, reference.new, strict=True):
         rows = np.concatenate([weights, two_valued(new)])[streams.rows]  # [T, BINS]
         mean = np.einsum("tb,tbk->tk", rows, np.exp(streams.factors))
         worst = np.exp(streams.factors).max(axis=1)
-        assert ((BLOCK - 1) / BLOCK * mean + worst / BLOCK <= 1 + 1e-9).all()
+        assert ((ROUND - 1) / ROUND * mean + worst / ROUND <= 1 + 1e-9).all()
 
 
 def test_advance_by_hand() -> None:
-    """M ← (M + 1) · L from nothing: 2, then (2 + 1) · 4."""
-    evidence = advance(np.array([-np.inf]), np.log([2.0]))
-    assert np.exp(evidence).tolist() == pytest.approx([2])
-    assert np.exp(advance(evidence, np.log([4.0]))).tolist() == pytest.approx([12])
+    """M ← max(M, 1) · L from nothing: 2, 8, 1/2, then from 1 again 1/4, 4."""
+    growth = np.log2([2.0, 4.0, 1 / 16, 1 / 4, 4.0])[:, None, None]
+    path = advance(np.array([[-np.inf]]), growth)
+    assert path.ravel().tolist() == [1, 3, -1, -2, 2]
+    assert advance(path[0], growth[1:]).ravel().tolist() == [3, -1, -2, 2]
+
+
+@given(st.data())
+def test_however_blocks_are_handed_over(data: st.DataObject) -> None:
+    """Whole numbers of grains end with the same bits, one step at a time or several."""
+    steps = data.draw(st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=30))
+    ends = sorted(data.draw(st.sets(st.integers(1, len(steps)))) | {len(steps)})
+    growth = np.array(steps)[:, None, None] * 2.0**-30
+    evidence, start = np.array([[-np.inf]]), 0
+    for end in ends:
+        evidence, start = advance(evidence, growth[start:end])[-1], end
+    alone = -math.inf
+    for step in steps:
+        alone = max(alone, 0.0) + step * 2.0**-30
+    assert evidence.item() == alone
 
 
 def test_pooled() -> None:
     """The logarithm of a mean, far beyond what a float's exponential holds, and of nothing."""
-    assert pooled(np.log([1.0, 3.0])) == pytest.approx(math.log(2))
-    assert pooled(np.array([2000.0, 2000.0])) == pytest.approx(2000)
-    assert pooled(np.array([-np.inf, -np.inf])) == -np.inf
-    assert pooled(np.array([-np.inf, 0.0])) == pytest.approx(math.log(0.5))
+    half = np.full(2, 0.5)
+    assert pooled(np.log([1.0, 3.0]), half) == pytest.approx(math.log(2))
+    assert pooled(np.log([1.0, 3.0]), np.array([0.75, 0.25])) == pytest.approx(math.log(1.5))
+    assert pooled(np.array([2000.0, 2000.0]), half) == pytest.approx(2000)
+    assert pooled(np.array([-np.inf, -np.inf]), half) == -np.inf
+    assert pooled(np.array([-np.inf, 0.0]), half) == pytest.approx(math.log(0.5))
 
 
-@pytest.mark.parametrize(("days", "rate", "blocks"), [(30, 1000, 30 * 86_400 * 1000 / 64), (1e-9, 1e-9, 1)])
+def test_shares(reference: Reference) -> None:
+    """Each of eight scores has an eighth of the evidence, in equal parts of its streams."""
+    streams = Streams.of(reference)
+    assert streams.shares.tolist() == pytest.approx([1 / 24] * 18 + [1 / 8] * 2)
+    evidence = np.full(streams.shape, -np.inf)
+    evidence[-1] = 7.0
+    assert streams.total(evidence) == pytest.approx(7 - math.log(8))
+
+
+@pytest.mark.parametrize(("days", "rate", "blocks"), [(30, 1000, 30 * 86_400 * 1000 / BLOCK), (1e-9, 1e-9, 1)])
 def test_threshold(days: float, rate: float, blocks: float) -> None:
     """As many blocks as predictions fill them in the time; never less than one."""
     assert math.exp(threshold(days, rate)) == pytest.approx(blocks)
@@ -85,9 +127,21 @@ def test_chernoff() -> None:
 def test_bounds_hold_for_nearly_all_samples() -> None:
     """Of 2,000 samples, as good as none has a bound below the true mean; and a bound is not far off."""
     rng, payoff = np.random.default_rng(0), (np.arange(20) + 0.5) / 20
-    bounds = [_bound(rng.multinomial(400, np.full(20, 1 / 20)) / 400, payoff, 400, 20) for _ in range(2000)]
-    assert np.mean(np.array(bounds) < 0.5) <= 0.05 / 20
+    bounds = [_bound(rng.multinomial(400, np.full(20, 1 / 20)) / 400, payoff, 400, 0.0025) for _ in range(2000)]
+    assert np.mean(np.array(bounds) < 0.5) <= 0.0025
     assert 0.5 < np.mean(bounds) < 0.6
+
+
+def test_exact_bounds() -> None:
+    """Of none among n: 1 − risk^(1/n). Of three among 1,000: the share that leaves three or fewer with that risk. Of a
+    sample in which all are, 1. The bound is below Chernoff's.
+    """
+    assert _exact(0.0, 500, 0.01) == pytest.approx(1 - 0.01 ** (1 / 500))
+    p = _exact(0.003, 1000, 0.01)
+    tail = sum(math.comb(1000, k) * p**k * (1 - p) ** (1000 - k) for k in range(4))
+    assert tail == pytest.approx(0.01)
+    assert _exact(1.0, 50, 0.01) == 1
+    assert p < _chernoff(0.003, math.log(1 / 0.01) / 1000)
 
 
 def test_a_small_sample_is_trusted_less() -> None:

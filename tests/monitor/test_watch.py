@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from levi_serve.bundle.reference import Reference
 from levi_serve.monitor.detector import Detector
-from levi_serve.monitor.streams import BLOCK
-from levi_serve.monitor.watch import LONGEST, Monitor, estimated_rmse, head_ratings, true_rmse
+from levi_serve.monitor.rounds import LONGEST, Rounds
+from levi_serve.monitor.streams import BLOCK, ROUND
+from levi_serve.monitor.watch import _KEPT, CHUNK, Monitor, block_counts, estimated_rmse, head_ratings, true_rmse
 
 from .conftest import World
 
@@ -52,19 +55,65 @@ def test_one_user_is_one_voice(monitor: Monitor, world: World) -> None:
             world.show(monitor, 32)
     record = monitor.read()
     assert record["alarm_count"] == 0
-    assert record["blocks"] > 100
+    assert record["blocks"] > 1000
     world.show(monitor, 640, noise=0.4)
     assert monitor.read()["alarm_count"] == 1
 
 
-def test_a_block_is_of_different_users(monitor: Monitor, world: World) -> None:
-    """Repeated users fill no block, up to a limit."""
-    world.show(monitor, 32 * 100, users=lambda n: [1, 2] * (n // 2))
+def test_few_users_move_nothing(monitor: Monitor, world: World) -> None:
+    """Two users are heard twice in a round that only its length ends: they fill a block in four rounds."""
+    world.show(monitor, 3 * LONGEST, users=lambda n: [1, 2] * (n // 2))
     assert monitor.read()["blocks"] == 0
-    world.show(monitor, LONGEST, users=lambda n: [1, 2] * (n // 2))
+    world.show(monitor, 32, users=lambda n: [1, 2] * (n // 2))
     record = monitor.read()
     assert record["blocks"] == 1
-    assert record["counts"][0].sum() == 2
+    assert record["counts"][0].sum() == BLOCK
+
+
+@given(st.lists(st.integers(0, ROUND + 40), max_size=6 * ROUND), st.integers(1, 300))
+def test_rounds(users: list[int], batch: int) -> None:
+    """However predictions are batched, each user is heard where a plain loop hears them."""
+    rounds, found, expected, seen = Rounds(), [], [], set[int]()
+    for start in range(0, len(users), batch):
+        found += [start + place for place in rounds.heard(users[start : start + batch])]
+    for place, user in enumerate(users):
+        if user not in seen:
+            seen.add(user)
+            expected.append(place)
+        if len(seen) == ROUND:
+            seen.clear()
+    assert found == expected
+
+
+def test_counts_of_blocks_by_hand() -> None:
+    """Two scores of two blocks."""
+    bins = np.array([[3] * BLOCK + [0] * BLOCK, [5, 6] * BLOCK])
+    counts = block_counts(bins)
+    assert counts.shape == (2, 2, 20)
+    assert (counts[0, 0, 3], counts[1, 0, 0], counts.sum()) == (BLOCK, BLOCK, 4 * BLOCK)
+    assert counts[:, 1, 5:7].tolist() == [[BLOCK // 2] * 2] * 2
+
+
+@pytest.mark.parametrize("batch", [1, 7, 32, CHUNK + 1])
+def test_batches_and_hand_overs_do_not_matter(
+    reference: Reference, detector: Detector, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same predictions end with the same evidence and counts, however they are batched and whenever the state is
+    changed.
+    """
+    world, count = World(), 4 * (CHUNK + 1) * 7
+    heads, who, known = world.heads(count), world.rng.integers(0, 500, count).tolist(), np.ones(count, np.bool_)
+    scores = reference.scorer(heads, world.support(count))
+    found = []
+    for size, pause in ((batch, 0.0), (32, 1e9)):
+        monkeypatch.setattr("levi_serve.monitor.watch.PAUSE_S", pause)
+        monitor = Monitor(reference, detector, None, lambda: 0.0)
+        for at in range(0, count, size):
+            part = slice(at, at + size)
+            monitor.observe(who[part], scores[part], heads[part], known[part], (known[part], known[part]))
+        record = monitor.read()
+        found.append([record[name].tobytes() for name in ("predictions", "evidence", "counts", "blocks", "spreads")])
+    assert found[0] == found[1]
 
 
 def test_numbers_that_are_none(monitor: Monitor, reference: Reference, world: World) -> None:
@@ -102,15 +151,35 @@ def test_two_workers_one_state(reference: Reference, detector: Detector, world: 
     world.show(workers[1], 32)
     record = workers[1].read()
     assert record["predictions"] == 20 * 2 * 96 + 32
-    assert record["blocks"] >= 20 * 2 * 96 // (BLOCK + 32) - 2
+    assert record["blocks"] >= 20 * 2 * 96 // BLOCK - 2
 
 
 def test_a_busy_state_costs_nothing(reference: Reference, detector: Detector, world: World, tmp_path: Path) -> None:
-    """While another process holds the state, predictions are watched and handed over later."""
+    """While another process holds the state, predictions are watched and handed over later, however many."""
     one, other = (Monitor(reference, detector, tmp_path / "state") for _ in range(2))
     with other._state.change():
         world.show(one, 640)
-    assert one.read()["predictions"] == 640
+        for _ in range(80):
+            world.show(one, CHUNK)
+            one.settle()
+        assert len(one._blocks) <= _KEPT
+    record = one.read()
+    assert record["predictions"] == 640 + 80 * CHUNK
+    assert record["counts"][0].sum() > 70 * CHUNK
+
+
+def test_the_state_is_changed_seldom(reference: Reference, detector: Detector, world: World) -> None:
+    """Within a pause predictions are only counted; after one, a single block is enough to be told at once."""
+    monitor = Monitor(reference, detector, None, lambda: 0.0)
+    world.show(monitor, 32)
+    assert monitor._state.read()["predictions"] == 32
+    monitor._told += 1e9
+    world.show(monitor, 2 * CHUNK)
+    assert monitor._state.read()["predictions"] == 32
+    assert monitor._waiting == 0
+    monitor._told -= 2e9
+    world.show(monitor, BLOCK, batch=BLOCK)
+    assert monitor._state.read()["predictions"] == 32 + 2 * CHUNK + BLOCK
 
 
 def test_errors(monitor: Monitor, world: World) -> None:

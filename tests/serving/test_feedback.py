@@ -4,40 +4,61 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
+import fcntl
 import os
-import random
-import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
-import psutil
 import pytest
 
+from benchmarks.kills import kill_often
 from levi_serve import feedback as feedback_module
-from levi_serve.bundle.feedback import Event, Events, encode_event
+from levi_serve.bundle.feedback import Event, Events, StreamEvents, encode_event, read_events, stream_key
 from levi_serve.errors import FeedbackError
-from levi_serve.feedback import FeedbackLog
+from levi_serve.feedback import Feedback, FolderLog
 from levi_serve.metrics import Metrics
+from levi_serve.stream import StreamLog
 
-from .conftest import ROOT, settings, until
-from .redis_server import free_port
+from .conftest import settings, until
+from .redis_server import RedisServer
 from .running import RunningApp
 
 RATED = {"user": 138, "movie": 357, "rating": 4.0}
 
 
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that keeps what it has acknowledged."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"), "--appendonly", "yes", "--appendfsync", "always")
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["folder", "stream"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty log, of either kind."""
+    if request.param == "folder":
+        return str(tmp_path / "log")
+    server: RedisServer = request.getfixturevalue("redis")
+    server.client.flushall()
+    return server.url
+
+
 @pytest.fixture
-def app(entity_toy_repository: Path, tmp_path: Path) -> Iterator[RunningApp]:
-    """A server that keeps feedback in `tmp_path`/log."""
-    with RunningApp(settings(entity_toy_repository, feedback=tmp_path / "log", max_body_bytes=20_000)) as running:
+def app(entity_toy_repository: Path, place: str) -> Iterator[RunningApp]:
+    """A server that keeps feedback in `place`."""
+    with RunningApp(settings(entity_toy_repository, feedback=place, max_body_bytes=20_000)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bad_app(entity_toy_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    """A server whose log stays empty."""
+    folder = tmp_path_factory.mktemp("bad") / "log"
+    with RunningApp(settings(entity_toy_repository, feedback=folder, max_body_bytes=20_000)) as running:
         yield running
 
 
@@ -45,40 +66,46 @@ def report(app: RunningApp, **changes: Any) -> Any:
     return app.request("POST", "/feedback", json={**RATED, **changes})
 
 
-def test_what_is_sent_is_what_is_read(app: RunningApp, tmp_path: Path) -> None:
+def test_what_is_sent_is_what_is_read(app: RunningApp, place: str) -> None:
     """Every field comes back; what is not said is made up: an id, and now."""
     said = {"id": "e-1", "time": 1e9, "prediction_id": "p", "attributes": {"movie": {"title": "Ünicode\u2028"}}}
     assert report(app, **said).json() == {"id": "e-1", "unknown": []}
     before = time.time()
     made = report(app).json()["id"]
-    first, second = Events(tmp_path / "log")
+    first, second = read_events(place)
     assert (first.id, first.user, first.item, first.rating, first.time) == ("e-1", 138, 357, 4.0, 1e9)
     assert (first.prediction, first.attributes) == ("p", said["attributes"])
     assert second.id == made
     assert before - 1 <= second.time == second.received <= time.time()
 
 
-def test_sent_again_it_counts_once(app: RunningApp, tmp_path: Path) -> None:
+def test_sent_again_it_counts_once(app: RunningApp, place: str) -> None:
     """Acknowledged each time, read once: the first."""
     for rating in (4.0, 1.0, 4.0):
         assert report(app, id="e-1", rating=rating).status_code == 200
-    events = Events(tmp_path / "log")
+    events = read_events(place)
     assert [event.rating for event in events] == [4.0]
     assert events.repeated == 2
 
 
-def test_unknown_ids(app: RunningApp, tmp_path: Path) -> None:
+def test_unknown_ids(app: RunningApp, place: str) -> None:
     """Stored, flagged and counted."""
     assert report(app, user=99).json()["unknown"] == ["user"]
     assert report(app, user=99, movie=98, attributes={"movie": {"title": "New"}}).json()["unknown"] == ["user", "movie"]
-    assert [list(event.unknown) for event in Events(tmp_path / "log")] == [["user"], ["user", "movie"]]
+    assert [list(event.unknown) for event in read_events(place)] == [["user"], ["user", "movie"]]
     report(app)
     text = app.get("/metrics").text
     assert 'levi_feedback_events_total{ids="unknown"} 2.0' in text
     assert 'levi_feedback_events_total{ids="known"} 1.0' in text
-    size = sum(file.stat().st_size for file in (tmp_path / "log").iterdir())
-    (backlog,) = (line for line in text.splitlines() if line.startswith("levi_feedback_backlog_bytes "))
-    assert float(backlog.split()[1]) == size
+    assert 0 <= time.time() - metric(text, "levi_feedback_oldest_timestamp_seconds") < 60
+    size = metric(text, "levi_feedback_backlog_bytes")
+    lines = sum(len(encode_event(event)) for event in read_events(place))
+    assert size == lines if "://" not in place else lines < size < 10_000  # Redis takes a few pages at once
+
+
+def metric(text: str, name: str) -> float:
+    (line,) = (line for line in text.splitlines() if line.startswith(f"{name} "))
+    return float(line.split()[1])
 
 
 @pytest.mark.parametrize(
@@ -99,17 +126,17 @@ def test_unknown_ids(app: RunningApp, tmp_path: Path) -> None:
         ({"stars": 3}, "stars"),
     ],
 )
-def test_bad_events(app: RunningApp, tmp_path: Path, changes: dict[str, Any], where: str) -> None:
+def test_bad_events(bad_app: RunningApp, changes: dict[str, Any], where: str) -> None:
     """A 422 that names the place; nothing is stored."""
-    answer = report(app, **changes)
+    answer = report(bad_app, **changes)
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["where"] == where
-    assert not (tmp_path / "log").exists()
+    assert not Path(str(bad_app.settings.feedback)).exists()
 
 
-def test_too_much(app: RunningApp, entity_toy_repository: Path, tmp_path: Path) -> None:
+def test_too_much(bad_app: RunningApp, entity_toy_repository: Path, tmp_path: Path) -> None:
     """One that is too large is a 413; with a full log, a 503, and what was acknowledged stays."""
-    assert report(app, attributes={"movie": {"title": "x" * 30_000}}).status_code == 413
+    assert report(bad_app, attributes={"movie": {"title": "x" * 30_000}}).status_code == 413
     with RunningApp(settings(entity_toy_repository, feedback=tmp_path / "full", feedback_max_mib=1)) as full:
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / f"{0:020}-1.events").write_bytes(b"x" * ((1 << 20) - 300))
@@ -127,8 +154,8 @@ def test_without_a_folder(entity_app: RunningApp) -> None:
     assert "--feedback" in answer.json()["detail"]
 
 
-def event(id_: str) -> Event:
-    return Event(id=id_, user=1, item=2, rating=3.0, time=4.0, received=5.0)
+def event(id_: str, user: int = 1, item: int = 2) -> Event:
+    return Event(id=id_, user=user, item=item, rating=3.0, time=4.0, received=5.0)
 
 
 @pytest.mark.parametrize("broken", ["write", "fdatasync"])
@@ -139,7 +166,7 @@ def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brok
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async def scenario() -> None:
-        log = FeedbackLog(tmp_path, 1 << 20, 100, Metrics())
+        log = Feedback(FolderLog(tmp_path, 1 << 20), 100, Metrics())
         await log.append(event("a"), float("inf"))
         with monkeypatch.context() as patch:
             patch.setattr(feedback_module.os, broken, full)
@@ -151,7 +178,7 @@ def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brok
     asyncio.run(scenario())
     found = [one.id for one in Events(tmp_path)]
     assert found == (["a", "c"] if broken == "write" else ["a", "b", "c"])  # not acknowledged is not: not there
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.events"))) == 2
 
 
 def test_many_share_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +194,7 @@ def test_many_share_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(feedback_module.os, "fdatasync", slow)
 
     async def scenario() -> None:
-        log = FeedbackLog(tmp_path, 1 << 20, 1000, Metrics())
+        log = Feedback(FolderLog(tmp_path, 1 << 20), 1000, Metrics())
 
         async def one(i: int) -> None:
             await log.append(event(str(i)), float("inf"))
@@ -193,76 +220,165 @@ def test_damage(tmp_path: Path) -> None:
     assert events.damaged == 1
 
 
-class Senders:
-    """Clients that report events of their own at full rate, and again until they are acknowledged."""
-
-    def __init__(self, port: int, clients: int) -> None:
-        self.acknowledged: set[str] = set()
-        self._port = port
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._send, args=(i,)) for i in range(clients)]
-        for thread in self._threads:
-            thread.start()
-
-    def end(self) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(timeout=20)
-
-    def _send(self, client: int) -> None:
-        number = 0
-        while not self._over.is_set():
-            try:
-                with socket.create_connection(("127.0.0.1", self._port), timeout=5) as line:
-                    while not self._over.is_set():
-                        if self._one(line, f"{client}-{number}"):
-                            number += 1
-            except OSError:
-                time.sleep(0.01)
-
-    def _one(self, line: socket.socket, id_: str) -> bool:
-        body = json.dumps({**RATED, "id": id_}).encode()
-        head = f"POST /feedback HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        line.sendall(head.encode() + b"\r\n\r\n" + body)
-        answer = line.recv(4096)
-        if not answer:
-            raise ConnectionResetError
-        if not answer.startswith(b"HTTP/1.1 200") or id_.encode() not in answer:
-            return False
-        self.acknowledged.add(id_)
-        return True
+def the_log(place: str, max_bytes: int = 1 << 24) -> FolderLog | StreamLog:
+    return StreamLog(place, "levi", max_bytes) if "://" in place else FolderLog(Path(place), max_bytes)
 
 
-KILLS = int(os.environ.get("LEVI_KILLS", "3"))
-
-
-def test_kill(entity_toy_repository: Path, tmp_path: Path) -> None:
-    """Killed at random moments of full load, again and again, the server has lost no event that it acknowledged, and
-    none is read twice. LEVI_KILLS=100 takes some minutes.
+def test_erasing(place: str) -> None:
+    """Every event of a user or an item goes, those of other processes and damaged neighbours' too; the rest stays, and
+    who was writing goes on.
     """
-    port, log = free_port(), tmp_path / "log"
-    command = [sys.executable, "-m", "levi_serve.cli", "--model-repo", str(entity_toy_repository), "--threads", "1"]
-    flags = ["--port", str(port), "--feedback", str(log)]
-    moments = random.Random(0)
-    senders = Senders(port, 8)
+    one, other = the_log(place), the_log(place)
+    one.append([encode_event(event(f"a{i}", user=i % 3, item=9)) for i in range(6)])
+    more = event("b1", user=11, item=9).model_copy(update={"attributes": {"movie": {"title": '"user":1,'}}})
+    other.append([encode_event(event("b0", user=1, item=1)), encode_event(more)])
+    assert one.erase(0, 1) == 3
+    assert [e.id for e in read_events(place)] == ["a0", "a2", "a3", "a5", "b1"]
+    assert other.erase(1, 9) == 5
+    assert other.erase(1, 9) == 0
+    one.append([encode_event(event("a6"))])
+    other.append([encode_event(event("b2"))])
+    assert sorted(e.id for e in read_events(place)) == ["a6", "b2"]
+    one.close()
+    other.close()
+
+
+def fill(log: StreamLog) -> int:
+    """Append until it is refused; how many were not."""
+    count = 0
+    with suppress(FeedbackError):
+        for count in range(1000):
+            log.append([encode_event(event(str(count)))])
+    return count
+
+
+def test_a_stream_that_is_full_or_gone(tmp_path: Path) -> None:
+    """Nothing is acknowledged that Redis did not take; what it has acknowledged survives its death; and a Redis that
+    is back is used without a restart.
+    """
+    server = RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
+    log = StreamLog(server.url, "levi", 40_000)
     try:
-        for _ in range(KILLS):
-            goal = len(senders.acknowledged) + 20
-            server = subprocess.Popen([*command, *flags], cwd=ROOT, stderr=subprocess.DEVNULL)
-            try:
-                until(lambda goal=goal: len(senders.acknowledged) > goal)
-                time.sleep(moments.uniform(0, 0.3))
-            finally:
-                server.send_signal(signal.SIGKILL)
-                server.wait()
+        count = fill(log)
+        assert 100 < count < 999
+        with pytest.raises(FeedbackError, match="as much as it may"):
+            log.append([encode_event(event("x"))])
+        server.kill()
+        with pytest.raises(FeedbackError, match=r"cannot be used.*refused"):
+            log.append([encode_event(event("x"))])
+        server.start()
+        assert [e.id for e in StreamEvents(server.url, "levi")] == [str(i) for i in range(count)]
+        server.client.xtrim(stream_key("levi"), maxlen=1)  # as retraining does
+        assert 0 < log.append([encode_event(event("y"))]).size < 40_000
+        server.client.config_set("maxmemory", 1)
+        with pytest.raises(FeedbackError, match="maxmemory"):
+            log.append([encode_event(event("z"))])
     finally:
-        senders.end()
-    events = Events(log)
-    found = [one.id for one in events]
-    assert senders.acknowledged <= set(found)
-    assert len(found) == len(set(found))
-    assert events.damaged == 0
-    assert len(senders.acknowledged) > 20 * KILLS
-    assert not [child for child in psutil.Process().children() if child.pid == server.pid]
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{port}/livez")
+        log.close()
+        server.kill()
+
+
+def test_taking_from_a_stream(redis: RedisServer) -> None:
+    """What was read goes, if all went well and nothing is damaged; what came meanwhile stays."""
+    redis.client.flushall()
+    log, events = StreamLog(redis.url, "levi", 1 << 20), StreamEvents(redis.url, "levi")
+    log.append([encode_event(event(str(i))) for i in range(5)])
+    with suppress(ZeroDivisionError), events.emptied():
+        assert len(list(events)) == 5
+        raise ZeroDivisionError
+    with events.emptied():
+        assert len(list(events)) == 5
+        log.append([encode_event(event("later"))])
+    assert [e.id for e in events] == ["later"]
+    redis.client.xadd(stream_key("levi"), {"e": "damage\n"})
+    with events.emptied():
+        assert len(list(events)) == 1
+    assert redis.client.xlen(stream_key("levi")) == 2
+    log.close()
+
+
+def test_a_stream_that_is_silent(tmp_path: Path, entity_toy_repository: Path) -> None:
+    """A 503 or a 504 within the request's time, and predictions go on."""
+    server = RedisServer(tmp_path)
+    try:
+        with RunningApp(settings(entity_toy_repository, feedback=server.url)) as app:
+            assert report(app).status_code == 200
+            server.freeze()
+            assert report(app, id="late").status_code in (503, 504)
+            assert app.get("/predict?user=138&movie=357").status_code == 200
+            server.thaw()
+            until(lambda: report(app, id="late").status_code == 200)
+        assert [e.id for e in read_events(server.url)].count("late") == 1
+    finally:
+        server.kill()
+
+
+def test_a_clock_in_the_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost or written over when the clock goes back; each id is still read once."""
+    for now in (2 * 10**18, 10**18, 10**18 + 1):
+        monkeypatch.setattr(feedback_module.time, "time_ns", lambda now=now: now)
+        log = FolderLog(tmp_path, 1 << 20)
+        log.append([encode_event(event("same")), encode_event(event(str(now)))])
+        log.close()
+    events = Events(tmp_path)
+    assert sorted(e.id for e in events) == sorted(["same", *(str(n) for n in (2 * 10**18, 10**18, 10**18 + 1))])
+    assert events.repeated == 2
+    assert FolderLog(tmp_path, 1 << 20).backlog().oldest == 1e9
+
+
+def test_files_that_nobody_writes_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is locked while it is written to; a large one gets a successor; one that was taken away is missed by
+    nobody.
+    """
+    monkeypatch.setattr(feedback_module, "_FILE_BYTES", 300)
+    log = FolderLog(tmp_path, 1 << 20)
+    for i in range(5):
+        log.append([encode_event(event(str(i)))])
+    first, second = sorted(tmp_path.glob("*.events"))
+    assert [is_locked(file) for file in (first, second)] == [False, True]
+    second.unlink()
+    log.append([encode_event(event("5"))])
+    (third,) = set(tmp_path.glob("*.events")) - {first}
+    assert [e.id for e in Events(third)] == ["5"]
+    log.close()
+    assert not is_locked(third)
+
+
+def is_locked(file: Path) -> bool:
+    with file.open() as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def test_a_stream_that_forgets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Settings of Redis that lose acknowledged events are told in the log."""
+    server = RedisServer(tmp_path, "--maxmemory-policy", "allkeys-lru")
+    log = StreamLog(server.url, "levi", 1 << 20)
+    try:
+        log.append([encode_event(event("a"))])
+        assert "'appendonly' is off" in caplog.text
+        assert "may evict" in caplog.text
+    finally:
+        log.close()
+        server.kill()
+
+
+def test_places() -> None:
+    """What has a scheme is a Redis URL, and must be a good one."""
+    assert isinstance(read_events("log"), Events)
+    assert isinstance(read_events("rediss://host"), StreamEvents)
+    with pytest.raises(ValueError, match="feedback"):
+        settings(Path(), feedback="http://host")
+
+
+def test_kill(entity_toy_repository: Path, place: str) -> None:
+    """Killed at random moments of full load, again and again, the server has lost no event that it acknowledged, and
+    none is read twice. `python -m benchmarks.kills` does it a hundred times.
+    """
+    kills = int(os.environ.get("LEVI_KILLS", "2"))
+    facts = kill_often(entity_toy_repository, place, kills)
+    assert facts["acknowledged"] > 20 * kills
+    assert (facts["lost"], facts["read_twice"], facts["damaged"]) == (0, 0, 0)

@@ -75,7 +75,14 @@ class Full:
         self.gate = Gate(app, "_score")
         config = uvicorn.Config(app.app, log_config=None)
         config.load()
-        named = {"live": app.live, "metrics": app.metrics, "away": TurnedAway(app.live), "timeout_s": 9, "token": None}
+        named = {
+            "live": app.live,
+            "trial": app.app.state.trial,
+            "metrics": app.metrics,
+            "away": TurnedAway(app.live),
+            "timeout_s": 9,
+            "token": None,
+        }
         state = ServerState()
         self._server = app.run(
             app.loop.create_server(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from levi_serve.bundle.rated import Rated, write_rated
 from levi_serve.bundle.rows import Table, write_table
 from levi_serve.errors import DeadlineError, ModelOutputError, UnsupportedError
 from levi_serve.predictor import Scores
-from levi_serve.recommend import Recommender, ranked
+from levi_serve.recommend import Additions, Recommender, ranked
 
 USER = np.array([7, 0.5], np.float16)
 
@@ -206,3 +207,30 @@ def test_a_rank_of_everything_is_the_pass(catalogue: dict[int, float]) -> None:
     shuffled = list(catalogue)
     order = ranked(shuffled, [catalogue[i] for i in shuffled])
     assert [shuffled[place] for place in order] == [ids[n] for n in best.numbers.tolist()]
+
+
+IDS = st.sets(st.text("abä", min_size=1, max_size=3), min_size=1, max_size=8)
+
+
+@given(IDS, IDS, st.data())
+def test_what_is_added_stands_where_its_id_would(table_ids: set[str], added_ids: set[str], data: st.DataObject) -> None:
+    """Table and additions give the order of one table with all of it; hidden rows are left out."""
+    everything = sorted(table_ids | added_ids, key=str.encode)
+    ratings = [data.draw(st.sampled_from([1.0, 2.0, 2.0])) for _ in everything]
+    row = {id_: np.array([i, i], np.float16) for i, id_ in enumerate(everything)}
+    with TemporaryDirectory() as folder:
+        known = sorted(table_ids)
+        rows = np.stack([*(row[id_] for id_ in known), row[known[0]]])
+        write_table(Path(folder), "items", known, [{"of": id_} for id_ in known], np.ones(len(known), bool), rows)
+        table = Table(Path(folder), "items")
+        numbers = table.find(sorted(added_ids))
+        added = Additions.of(table, numbers[numbers >= 0], {id_: (row[id_], {"new": id_}) for id_ in added_ids})
+        one = Recommender(Model(ratings), table, None, None, lambda: added)
+        items = one.catalogue()
+        best = one.top(USER, data.draw(st.integers(1, 20)), items=items).numbers.tolist()
+        expected = sorted(everything, key=lambda id_: (-ratings[everything.index(id_)], id_.encode()))
+        assert [items.id(number) for number in best] == expected[: len(best)]
+        assert [items.attributes(number) for number in best] == [
+            {"new": id_} if id_ in added_ids else {"of": id_} for id_ in expected[: len(best)]
+        ]
+        assert items.trained(np.array(best)).tolist() == [id_ not in added_ids for id_ in expected[: len(best)]]

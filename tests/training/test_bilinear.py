@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.tiny import fitted
+from training import bilinear
 from training.bilinear import BilinearLevi, FactorHalf
 from training.errors import UsageError
 from training.factors import Sampling
 from training.fit import predict
 from training.model import Batch, FactorSize, Shape
 from training.options import Options
-from training.run import Run, fit, open_run
+from training.run import STAGES, Run, fit, open_run
 
 SHAPE = Shape(
     size=FactorSize(components=2, sampling=Sampling(rank=1, burn_in=1, samples=1, kept=1)),
@@ -73,6 +75,26 @@ def test_grouped_folds(options: Options, cache: Path, tmp_path: Path) -> None:
     assert len(fit(wanted, tmp_path / "run", cache, "cpu").curve) == 1
     run = open_run(tmp_path / "run", cache, "cpu")
     assert run.model.item.ids.weight[run.ids[1][run.ids[1] > 0]].abs().amax(1).min() > 0
+
+
+def test_killed_and_resumed(best_run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that is killed goes on with the head that it was at, and ends with the numbers of one never stopped."""
+    plain, calls = bilinear.sample, 0
+
+    def killed(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return plain(*args)
+
+    monkeypatch.setattr(bilinear, "sample", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(best_run.record.options, tmp_path / "run", cache, "cpu")
+    again = fitted(best_run.record.options, tmp_path / "run", cache)
+    assert calls == 1 + best_run.model.shape.layers
+    assert all(torch.equal(t, again.model.state_dict()[name]) for name, t in best_run.model.state_dict().items())
+    assert not (tmp_path / "run" / STAGES).exists()
 
 
 def test_it_needs_entity_views(options: Options, cache: Path, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def fake_run(folder: Path, heads: list[list[float]], weights: list[float], **opt
         record=SimpleNamespace(options=Options(**options)),  # type: ignore[arg-type]
         dataset=data,
         split=Split(np.arange(18), NOTHING, NOTHING, test, ood, slices),
+        train=np.arange(18),
         backbone=None,
         prepared=SimpleNamespace(features=nothing),  # type: ignore[arg-type]
         model=model,  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from training.model import Levi
 from training.options import Recipe
 from training.run import Run, accelerator
 
-RECIPE = Recipe(epochs=3, batch=100, learning_rate=(2e-3,))
+RECIPE = Recipe(epochs=3, batch=100, learning_rate=(2e-3,), select="random")
 STEPS = 8  # of each epoch: 832 training ratings in batches of 100
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ PLAN = """
 title = "tiny"
 dataset = "{dataset}"
 views = "{views}"
-seeds = [0]
+seeds = {seeds}
 epochs = 2
 batch = 100
 reference = "LEVI over HT"
@@ -31,16 +32,23 @@ backbone = "{backbone}"
 """
 
 
-def plan(folder: Path, bert: Path, views: str = "entity", dataset: str = "tables", more: str = "") -> str:
+def plan(
+    folder: Path,
+    bert: Path,
+    views: str = "entity",
+    dataset: str = "tables",
+    more: str = "",
+    seeds: tuple[int, ...] = (0,),
+) -> str:
     path = folder / "tiny.toml"
-    path.write_text(PLAN.format(dataset=dataset, views=views, backbone=bert, more=more))
+    path.write_text(PLAN.format(dataset=dataset, views=views, backbone=bert, more=more, seeds=list(seeds)))
     return str(path)
 
 
 @pytest.mark.parametrize("views", ["entity", "pair"])
 def test_every_method(bert: Path, tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: str) -> None:
     """One command gives every row, JSON, tables and plots; run again, it fits nothing and says the same."""
-    name = plan(tmp_path, bert, views)
+    name = plan(tmp_path, bert, views, more="sample = 60")
     reproduce(name, tables, tmp_path / "runs", tmp_path / "docs", tmp_path / "cache", "cpu")
     facts = json.loads((tmp_path / "docs" / "tiny.json").read_text())
     assert [row["method"] for row in facts["rows"]] == list(METHODS)
@@ -74,6 +82,41 @@ def test_a_sample(bert: Path, tables: Path, tmp_path: Path) -> None:
     assert len(np.load(next((tmp_path / "r" / "tiny").glob("LP*.npz")))["rating"]) == 150
     with pytest.raises(UsageError, match="holds outcomes of another plan"):
         reproduce(plan(tmp_path, bert, "pair"), tables, tmp_path / "r", tmp_path / "d", tmp_path / "c", "cpu")
+
+
+def test_seeds(bert: Path, tables: Path, tmp_path: Path) -> None:
+    """Each seed has a split and fits of its own; a row has them all."""
+    more = 'methods = ["LP", "A4 tower alone", "LEVI over HT"]'
+    name = plan(tmp_path, bert, more=more, seeds=(0, 1))
+    reproduce(name, tables, tmp_path / "r", tmp_path / "d", tmp_path / "c", "cpu")
+    for row in json.loads((tmp_path / "d" / "tiny.json").read_text())["rows"]:
+        assert row["seeds"] == 2
+        assert row["id"][0] != row["id"][1]
+        assert row["ood"][0] != row["ood"][1]
+
+
+def test_twice(bert: Path, tables: Path, tmp_path: Path) -> None:
+    """Run twice from nothing with the same seed, an adapted method and LEVI give the same figures, but for times."""
+    more = 'methods = ["FT", "LoRA", "LEVI over HT", "LEVI, grouped selection"]'
+    rows = []
+    for run in ("a", "b"):
+        reproduce(
+            plan(tmp_path, bert, more=more), tables, tmp_path / run, tmp_path / "d", tmp_path / f"cache-{run}", "cpu"
+        )
+        rows.append(json.loads((tmp_path / "d" / "tiny.json").read_text())["rows"])
+        for row in rows[-1]:
+            del row["cost"]["pair_ms"], row["cost"]["fit_seconds"]
+    assert rows[0] == rows[1]
+
+
+def test_without_a_shift(bert: Path, tables: Path, tmp_path: Path) -> None:
+    """Where nothing is out of distribution there is nothing to compare on: refused before anything is fitted."""
+    data = Path(shutil.copytree(tables, tmp_path / "tables"))
+    text = (data / "dataset.toml").read_text()
+    (data / "dataset.toml").write_text(text[: text.index("[shift]")])
+    with pytest.raises(UsageError, match="tables: has no shift"):
+        reproduce(plan(tmp_path, bert), data, tmp_path / "r", tmp_path / "d", tmp_path / "c", "cpu")
+    assert not (tmp_path / "r").exists()
 
 
 def test_sentiment(bert: Path, tmp_path: Path) -> None:
@@ -131,7 +174,7 @@ def test_committed_plans(path: Path) -> None:
     assert read_plan(path.stem).learning_rate == (1e-4, 1e-3, 1e-2, 1e-1)
 
 
-UNKNOWN = PLAN.format(dataset="tables", views="pair", backbone="b", more='methods = ["X"]')
+UNKNOWN = PLAN.format(dataset="tables", views="pair", seeds=[0], backbone="b", more='methods = ["X"]')
 
 
 @pytest.mark.parametrize(("text", "says"), [("title = 1", "not a plan"), ("[", "not a plan"), (UNKNOWN, "no method X")])

@@ -17,10 +17,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from levi_serve.bundle.rated import Rated
 from tests.tiny import write_bert
 from tests.training.disk import files_of_at_most
 from training import run as module
 from training.errors import RunError, UsageError
+from training.export import export
 from training.fit import Fitter, predict
 from training.options import Options
 from training.run import Run, data_hash, fit, open_run
@@ -61,6 +63,10 @@ def test_grouped_selection(options: Options, cache: Path, tmp_path: Path, select
     """A run can be selected on held-out items or genres; it ends with a model of all training ratings."""
     record = fit(with_options(options, select=select, epochs=1), tmp_path / "run", cache, "cpu")
     assert len(record.curve) == record.epochs == 1
+    assert record.random is not None
+    assert (record.random.epochs, record.random.learning_rate) == (1, record.learning_rate)
+    # The random part has items that are known, so it is told beside as what it is: the easier test.
+    assert record.random.curve[0] < record.curve[0]
     assert (open_run(tmp_path / "run", cache, "cpu").ids[1] > 0).any()
 
 
@@ -178,6 +184,7 @@ def test_wrong_options_write_nothing(
         (with_options(options, weights="1,2,3", views="none"), "cpu", "3 weights for 1 layers"),
         (no_shift, "cpu", "has no shift whose values could be held out"),
         (options, "cuda", "--device cuda: no CUDA device is visible"),
+        (options, "xla", "--device xla: torch_xla is not installed"),
         (with_options(options, backbone="./nowhere"), "cpu", "no such folder"),
         (with_options(options, data=tmp_path / "nowhere"), "cpu", "nowhere"),
     ):
@@ -196,6 +203,19 @@ def test_without_a_shift(options: Options, tables: Path, cache: Path, tmp_path: 
     assert len(opened.split.ood) == 0
     assert opened.backbone is None
     assert opened.model.shape.layers == 1
+
+
+def test_a_user_without_ratings(options: Options, tables: Path, cache: Path, tmp_path: Path) -> None:
+    """Who is in the table and rated nothing has no id that was fitted: rated by attributes, and exported."""
+    data = Path(shutil.copytree(tables, tmp_path / "tables"))
+    with (data / "users.csv").open("a") as file:
+        file.write("9999,doctor,12345,30\n")
+    fit(with_options(options, data=data), tmp_path / "run", cache, "cpu")
+    run = open_run(tmp_path / "run", cache, "cpu")
+    assert run.dataset.users["id"].to_pylist()[-1] == 9999
+    assert int(run.ids[0][-1]) == 0
+    version = export(run, tmp_path / "repository", "levi", 20)
+    assert Rated(version).items_of(len(Rated(version)) - 1).size == 0
 
 
 def spoil(path: Path) -> None:
@@ -250,7 +270,9 @@ sys.exit(main(sys.argv[1:]))
 def test_a_process_that_is_killed(options: Options, cache: Path, tmp_path: Path) -> None:
     """`levi-train fit`, killed by SIGKILL while it writes a file, ends with the same bytes when it is run again."""
     options = with_options(options, epochs=6)
-    flags = [f"--{name}={getattr(options, name)}" for name in ("dataset", "data", "backbone", "epochs", "batch")]
+    flags = [
+        f"--{name}={getattr(options, name)}" for name in ("dataset", "data", "backbone", "epochs", "batch", "select")
+    ]
     flags += [f"--learning-rate={options.learning_rate[0]}"]
     killed = subprocess.run(
         [

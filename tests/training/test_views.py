@@ -136,6 +136,18 @@ def test_a_full_disk(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.iterdir())
 
 
+def test_out_of_memory(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the backbone's passes do not fit, one line says what to use instead, and no chunk is left."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(module, "pooled", full)
+    with pytest.raises(RunError, match=r"^item views: out of memory; use --device cpu, or a smaller --backbone$"):
+        compute_views(backbone, SENTENCES, tmp_path, CPU, "item views")
+    assert not list(tmp_path.iterdir())
+
+
 def test_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are taken across chunks, in the order asked for, as often as asked for."""
     monkeypatch.setattr(module, "CHUNK", 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -49,6 +50,17 @@ class GivenShift:
 
 
 @dataclass(frozen=True)
+class RatingFile:
+    """Further training ratings, which stay in their Parquet file; stream.py reads them."""
+
+    path: Path
+    columns: tuple[str, str, str]
+    """Of the user's id, the item's id and the rating."""
+    homes: tuple[Path, Path]
+    """The files of the users' and of the items' ids."""
+
+
+@dataclass(frozen=True)
 class Dataset:
     """What every loader returns."""
 
@@ -62,6 +74,9 @@ class Dataset:
     """Under what terms the data may be used, and so a bundle: it carries entity attributes, and who rated what."""
     binary: bool = False
     """Whether ratings are the two classes 0 and 1; predictions then are probabilities of 1."""
+    part: npt.NDArray[np.int8] | None = None  # [m]
+    """Which part of the split each rating belongs to, by its place in `splits.PARTS`; None lets the seed decide."""
+    more: RatingFile | None = None
 
 
 def attributes(table: pa.Table, entity: Entity, rows: Sequence[int] | None = None) -> list[Attributes]:

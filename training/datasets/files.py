@@ -101,6 +101,28 @@ def read_parquet(path: Path, types: Types) -> Rows:
     return _checked(Rows(path, pa.table(columns), lambda row: f"{path}, row {row + 1}"))
 
 
+def open_parquet(path: Path, types: Types) -> Any:
+    """A `pyarrow.parquet.ParquetFile` with these columns; raises DataError as `read_parquet` does."""
+    _readable(path)
+    try:
+        file = pa.parquet.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {_one_line(error)}") from error
+    _require(types, file.schema_arrow.names, str(path))
+    return file
+
+
+def read_group(file: Any, number: int, path: Path, types: Types) -> Rows:
+    """The columns of one row group of `open_parquet`'s file; raises DataError as `read_parquet` does."""
+    try:
+        table = file.read_row_group(number, columns=list(types))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {_one_line(error)}") from error
+    before = sum(file.metadata.row_group(n).num_rows for n in range(number))
+    columns = {name: _cast(table[name], wanted, f"{path}, column '{name}'") for name, wanted in types.items()}
+    return Rows(path, pa.table(columns), lambda row: f"{path}, row {before + row + 1}")
+
+
 def first(mask: Any) -> int:
     """The first true row of a boolean Arrow array; -1 if there is none."""
     return int(pc.index(mask, True).as_py())

@@ -19,6 +19,7 @@ For example:
     min = 1
     max = 5
     time = "bought"                 # optional: seconds since the epoch or a date
+    more = "all.parquet"            # optional: more training ratings, which stay on disk (operations.md, Fitting)
 
     [templates.pair]                # optional, as are templates.user and templates.item
     clauses = ["customer.city", "product.title"]
@@ -43,8 +44,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from levi_serve.bundle.schema import Attribute, Entity, Frozen, Name, Schema, Template
 from training.datasets.checks import Scale, build_ratings, known_ids, require_unique_ids
-from training.datasets.dataset import Dataset, GenreShift
-from training.datasets.files import Rows, Types, first, read_csv, read_parquet, split_values, tidy_lists
+from training.datasets.dataset import Dataset, GenreShift, RatingFile
+from training.datasets.files import Rows, Types, first, open_parquet, read_csv, read_parquet, split_values, tidy_lists
 from training.errors import DataError
 
 _ID_TYPES = {"integer": pa.int64(), "string": pa.string()}
@@ -105,6 +106,7 @@ class _Ratings(Frozen):
     min: float
     max: float
     time: str | None = None
+    more: Path | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -197,7 +199,12 @@ def load_tables(data: Path) -> Dataset:
         Scale(config.ratings.min, config.ratings.max),
     )
     shift = GenreShift(**config.shift.model_dump()) if config.shift else None
-    return Dataset(config.name, schema, users, items, values, shift, config.licence)
+    more = None
+    if config.ratings.more:
+        names = config.ratings.user, config.ratings.item, config.ratings.rating
+        more = RatingFile(path.parent / config.ratings.more, names, (user_home, item_home))
+        open_parquet(more.path, dict.fromkeys(names))
+    return Dataset(config.name, schema, users, items, values, shift, config.licence, more=more)
 
 
 def _config(path: Path) -> tuple[_Config, Schema]:

@@ -12,6 +12,7 @@ from benchmarks.serving.scenarios.drain import drain
 from benchmarks.serving.scenarios.idle import idle
 from benchmarks.serving.scenarios.latency import latency
 from benchmarks.serving.scenarios.million import million
+from benchmarks.serving.scenarios.monitor import monitor
 from benchmarks.serving.scenarios.overload import overload
 from benchmarks.serving.scenarios.pairs import pairs
 from benchmarks.serving.scenarios.ratings import ratings
@@ -30,4 +31,5 @@ SCENARIOS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "disconnect": disconnect,
     "drain": drain,
     "idle": idle,
+    "monitor": monitor,
 }

@@ -9,6 +9,7 @@ A cluster is given by any one of its nodes, which tells the others.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 _FORM = "it should look like redis://HOST:6379/0, with %2F, %3F and %23 for /, ? and # in a password"
@@ -59,6 +60,38 @@ def shown(url: str) -> str:
     """The URL without user, password and options, fit for logs."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def is_redis(place: str) -> bool:
+    """Whether a place that may be a folder or a file is a Redis URL; one with another scheme is meant as one."""
+    return "://" in place
+
+
+def client_options(timeout_s: float, retry: type[Any]) -> dict[str, Any]:
+    """What every client is made with: it waits no longer than `timeout_s` for a connection or an answer. `retry` is
+    the client library's class for it.
+    """
+    from redis.backoff import NoBackoff  # noqa: PLC0415 - importing Redis takes 0.1 s, and most programs need none
+    from redis.exceptions import ConnectionError as RedisConnectionError  # noqa: PLC0415
+    from redis.maint_notifications import MaintNotificationsConfig  # noqa: PLC0415
+
+    return {
+        "protocol": 3,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        # Only for a connection that was cut while nobody used it: one that is refused or silent is not tried again.
+        "retry": retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+
+
+def open_redis(url: str, timeout_s: float) -> Any:
+    """A client whose calls block, for at most `timeout_s` each; it connects when it is first asked."""
+    from redis import Redis, RedisCluster  # noqa: PLC0415 - see `client_options`
+    from redis.retry import Retry  # noqa: PLC0415
+
+    kind = RedisCluster if is_cluster(url) else Redis
+    return kind.from_url(node_url(url), **client_options(timeout_s, Retry))
 
 
 def _check_place(parts: SplitResult, port: int | None) -> None:

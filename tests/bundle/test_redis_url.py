@@ -1,4 +1,4 @@
-"""levi_serve.redis_url: what is a URL of Redis, and what is shown of it."""
+"""levi_serve.bundle.redis_url: what is a URL of Redis, and what is shown of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from levi_serve.redis_url import check_redis_url, is_cluster, node_url, shown
+from levi_serve.bundle.redis_url import check_redis_url, is_cluster, node_url, shown
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_refused(full: Full, request_: bytes) -> None:
         ordinary = full.app.get("/predict?user=138&movie=357")
         assert (ordinary.status_code, ordinary.content) == (429, body)
         assert line.asked(request_) == 429
-        assert perf_counter() - start >= 0.01
+        assert perf_counter() - start > 0.008  # the loop counts in milliseconds
         line.send(GET)
         full.gate.open()
         assert line.answer()[0] == 200

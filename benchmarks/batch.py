@@ -48,7 +48,7 @@ class Batch(Command):
             raise UsageError(f"--model-repo {self.model_repo}: needs entity views")
         rng = np.random.default_rng(self.seed)
         score = version.predictor.score
-        recommender = Recommender(lambda user, item: score(entity_feeds(user, item)), items, users, None)
+        recommender = Recommender(version.predictor, items, users, None)
         work: dict[str, Callable[[], object]] = {}
         for size in BATCHES:
             user, item = rng.integers(len(users), size=size), rng.integers(len(items), size=size)

@@ -26,7 +26,7 @@ from levi_serve.bundle.rows import Id, Table, write_table
 from levi_serve.cli import Serve
 from levi_serve.live import Service
 from levi_serve.metrics import Metrics
-from levi_serve.predictor import GivenPair, entity_feeds
+from levi_serve.predictor import GivenPair
 from levi_serve.recommend import Recommender
 from levi_serve.versions import newest
 from training.checkpoint import write_json
@@ -94,10 +94,7 @@ class Recommend(Command):
         predictor, rng = service.version.predictor, np.random.default_rng(self.seed)
         with tempfile.TemporaryDirectory() as folder:
             tables = [items, *(grown(items, size, Path(folder) / str(size)) for size in SIZES)]
-            found = [
-                Recommender(lambda user, item: predictor.score(entity_feeds(user, item)), table, None, None)
-                for table in tables
-            ]
+            found = [Recommender(predictor, table, None, None) for table in tables]
             taken: list[list[float]] = [[] for _ in tables]
             for turn in range(self.passes + 1):
                 row = users.rows[rng.integers(0, len(users))]

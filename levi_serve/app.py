@@ -36,7 +36,7 @@ from levi_serve.monitor.watch import Monitor, state_file
 from levi_serve.observer import Observer
 from levi_serve.overlay import Overlay
 from levi_serve.page.router import build_page
-from levi_serve.predictor import PairReader, entity_feeds
+from levi_serve.predictor import PairReader
 from levi_serve.problems import handle_problems, problem_schemas
 from levi_serve.proof import prove
 from levi_serve.recommend import Recommender
@@ -233,19 +233,18 @@ async def _store(version: Version, settings: ServeSettings, metrics: Metrics) ->
 
 def _engine(version: Version, store: Overlay, wire: Wire, settings: ServeSettings, metrics: Metrics) -> Engine:
     limits = Limits(
-        settings.max_batch, settings.max_tokens, settings.encode_batch, settings.max_queue, settings.on_missing
+        settings.max_batch,
+        settings.max_tokens,
+        settings.encode_batch,
+        settings.max_queue,
+        settings.on_missing,
+        one_core=usable_cores() <= settings.workers,
     )
     if version.encoder is not None:
         users, items = version.tables
         recommender = None
         if items is not None:
-            recommender = Recommender(
-                lambda user, item: version.predictor.score(entity_feeds(user, item)),
-                items,
-                users,
-                version.rated,
-                store.additions,
-            )
+            recommender = Recommender(version.predictor, items, users, version.rated, store.additions)
         return EntityEngine(store, wire, limits, metrics, version.predictor, version.encoder, recommender)
     reader = PairReader(version.manifest, version.tokenizer)
     return PairEngine(store, wire, limits, metrics, version.predictor, reader, version.unknown)

@@ -76,11 +76,7 @@ class Bulk:
         model gives no number has none.
         """
         version = self.version
-
-        def score(user: AnyArray, items: AnyArray) -> Scores:
-            return version.predictor.score(entity_feeds(user, items))
-
-        recommender = Recommender(score, self.items, self.users, version.rated)
+        recommender = Recommender(version.predictor, self.items, self.users, version.rated)
         nobody = np.empty(0, np.int64)
         parts = [(nobody, nobody, nobody, np.empty((0, 3)))]
         for user in users:

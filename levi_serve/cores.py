@@ -25,6 +25,13 @@ def lower_priority() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
+def lowest_priority() -> None:
+    """Let the calling thread run only while nobody else of this process wants the core. A thread of a merely lower
+    priority is left on it until its slice ends, some milliseconds.
+    """
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def give_back() -> None:
     """Return freed memory to the system. Each thread that loads a version has heaps of its own, which the C library
     would otherwise keep for the next one.

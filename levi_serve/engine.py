@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # the core runs without the web framework that the edge bring
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_FOUND = int(State.FOUND)  # numpy asks an enum for many things before it compares
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -47,6 +49,10 @@ class Limits:
     """Items that wait in one lane."""
     on_missing: Literal["degrade", "error"] = "degrade"
     """What becomes of an entity whose row is elsewhere and cannot be had: the unknown entity's row, or an error."""
+    one_core: bool = False
+    """Whether all threads share one core: then the encoder gets what nobody else wants of it, and what a run of one
+    pair costs is taken from the encoder.
+    """
 
 
 class Engine(ABC):
@@ -105,6 +111,15 @@ class Engine(ABC):
         """
         self._score.admit(self._limits.max_queue // 2, deadline, perf_counter())
 
+    def crowded(self, deadline: float, now: float, a_list: bool = False) -> int:
+        """0, or the seconds after which a pair, or `a_list`, that would be refused may be tried again."""
+        return self._score.crowded(self._limits.max_queue // 2 if a_list else 1, deadline, now)
+
+    @property
+    def waiting(self) -> int:
+        """Pairs that wait for their last run."""
+        return self._score.waiting
+
     async def rank(self, user: Given, items: Sequence[Given], deadline: float = math.inf) -> list[bytes]:
         """Predictions for these items, best first; raises what `predict` raises."""
         answers = await self.predict([GivenPair(user, item) for item in items], deadline)
@@ -138,18 +153,25 @@ class Engine(ABC):
         queue: Queue[Any, Any],
         permits: int = 1,
         max_queue: int | None = None,
+        patient: Callable[[], bool] = lambda: False,
     ) -> Any:
         """A batcher whose queue and runs are in the metrics."""
         observe = self._metrics.observe_batches(name)
         limit = max_queue or self._limits.max_queue
-        lane = Batcher[Any, Any](run, queue, limit, observe, permits, self._metrics.count_shed(name))
+        lane = Batcher[Any, Any](run, queue, limit, observe, permits, self._metrics.count_shed(name), patient)
         self._unwatch.append(self._metrics.watch_queue(name, lambda: lane.waiting, limit))
         self._lanes.append(lane)
         return lane
 
-    def _threaded(self, name: str, work: Callable[[Any], T], threads: int = 1) -> Callable[[Any], asyncio.Future[T]]:
-        """`work` in a thread of its own, or several."""
-        thread = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=lower_priority)
+    def _threaded(
+        self,
+        name: str,
+        work: Callable[[Any], T],
+        threads: int = 1,
+        priority: Callable[[], None] = lower_priority,
+    ) -> Callable[[Any], asyncio.Future[T]]:
+        """`work` in a thread of its own, or several, which begin with setting their `priority`."""
+        thread = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=priority)
         self._threads.append(thread)
 
         def whole(items: Any) -> T:
@@ -176,7 +198,7 @@ class Engine(ABC):
         """One per pair. `trained` and `state` [B] are the user's and the item's."""
         degraded = state[0].any() or state[1].any()
         if self._monitor is not None:
-            found = (state[0] | state[1]) == State.FOUND if degraded else None
+            found = (state[0] | state[1]) == _FOUND if degraded else None
             self._show(self._monitor, pairs, scores, trained, found)
         answers: list[Any] = self._wire.answers(pairs, scores, trained, state if degraded else None)
         if not scores.usable.all():

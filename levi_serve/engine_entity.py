@@ -18,6 +18,7 @@ from levi_serve.bundle import AnyArray
 from levi_serve.bundle.rows import HalfArray
 from levi_serve.bundle.schema import Attributes
 from levi_serve.bundle.tensors import MASK
+from levi_serve.cores import lower_priority, lowest_priority
 from levi_serve.encoder import Encoder, NewEntity
 from levi_serve.engine import Engine, Limits, kind_of, timed
 from levi_serve.errors import ModelOutputError, UnsupportedError
@@ -57,16 +58,13 @@ class EntityEngine(Engine):
         self._inferred = {lane: metrics.observe_inference(lane) for lane in ("encode", "recommend", "score")}
         self._elsewhere = self._threaded("score", self._scored, _PERMITS) if predictor.waits else None
         self._tokenised, self._tokens = metrics.observe_tokenising("encode"), metrics.count_tokens("encode")
-        encode = self._threaded("encode", self._encoded)
+        priority = lowest_priority if limits.one_core else lower_priority
+        encode = self._threaded("encode", self._encoded, priority=priority)
         self._encode: Batcher[NewEntity, HalfArray] = self._lane("encode", encode, Turns(limits.encode_batch))
         self._recommender = recommender
         best = self._threaded("recommend", self._best)
         self._recommend: Batcher[_Ask, list[bytes]] = self._lane("recommend", best, Turns(1), max_queue=_MAX_ASKS)
-        self._score = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS)
-
-    def crowded(self, deadline: float, now: float) -> int:
-        """0, or the seconds after which a pair that `put` would refuse may be tried again."""
-        return self._score.crowded(1, deadline, now)
+        self._score = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS, patient=self._shares_its_core)
 
     def put(self, pair: Pair, deadline: float, reply: Callable[[list[bytes] | Exception], None]) -> Job[Pair, bytes]:
         """`predict` for one pair of ids, without a task or a future; `reply` is called later with the answer.
@@ -152,6 +150,10 @@ class EntityEngine(Engine):
         finally:
             ask.over = True
         return answers
+
+    def _shares_its_core(self) -> bool:
+        """Whether the encoder is at work on the core that pairs are scored on: runs of one would leave it no time."""
+        return self._limits.one_core and self._encode.busy
 
     def _scored(self, feeds: dict[str, AnyArray]) -> Scores:
         return timed(self._inferred["score"], self._predictor.score, feeds)

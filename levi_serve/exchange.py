@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from time import perf_counter
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
-from levi_serve.errors import Complaint, InvalidRequestError
+from levi_serve.errors import Complaint, DeadlineError, InvalidRequestError
 from levi_serve.problems import ProblemError
 from levi_serve.shapes import SHOWN
 from levi_serve.wire import TIMEOUT, Wire
 
 T = TypeVar("T")
+
+_SENDING_S = 0.001
+"""What it may take from an answer's being there to its being sent."""
 
 
 def deadline_of(request: Request, timeout_s: float) -> float:
@@ -64,11 +68,13 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client hangs up: nobody would read it.
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T], deadline: float) -> T:
+    """The result of `work`, which is cancelled when the client hangs up: nobody would read it. In a busy event loop it
+    may be there in time, and come here too late.
 
     Raises:
         ClientDisconnect: it has.
+        DeadlineError: the `deadline` [`perf_counter` seconds] would pass before it is sent.
 
     """
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
@@ -76,7 +82,10 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
-        return working.result()
+        result = working.result()
+        if perf_counter() + _SENDING_S > deadline:
+            raise DeadlineError
+        return result
     finally:
         working.cancel()
         gone.cancel()

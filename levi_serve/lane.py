@@ -26,16 +26,22 @@ from levi_serve.predictor import Pair
 from levi_serve.problems import MEDIA_TYPE, OVERLOADED, ProblemError, problem_of
 from levi_serve.protocol import Protocol
 from levi_serve.trial import Trial
+from levi_serve.turned_away import TurnedAway
 
 log = logging.getLogger("levi")
 
 ROUTE = "/predict"
 _JSON = b"application/json"
 _PROBLEM = MEDIA_TYPE.encode()
+_END = b"\r\n\r\n"
+_AT_ONCE_S = 0.05
+"""What is read within this time after a pause had probably come during the pause."""
 
 
 class Lane(Protocol):
-    """One connection. Requests on it are answered in order: while one is in the lane, what follows is held back."""
+    """One connection. Requests on it are answered in order: while one is in the lane, what follows is held back. What
+    there is no room for is refused here, lists as well: the ordinary way would take longer to refuse them.
+    """
 
     def __init__(
         self,
@@ -43,16 +49,18 @@ class Lane(Protocol):
         live: Live,
         trial: Trial,
         metrics: Metrics,
+        away: TurnedAway,
         timeout_s: float,
         token: Token | None,
         **named: Any,
     ) -> None:
         """`timeout_s` is what a request gets that does not say how long its caller waits. Without the `token`, if there
-        is one, no request enters the lane.
+        is one, no request enters the lane. Those that are refused are turned `away`.
         """
         super().__init__(*arguments, metrics=metrics, **named)
         self._live = live
         self._trial = trial
+        self._away = away
         self._timeout_s = timeout_s
         self._token = token
         self._midway = False
@@ -60,6 +68,10 @@ class Lane(Protocol):
         self._job: Job[Any, Any] | None = None
         self._service: Service | None = None
         self._seen = perf_counter()
+        self._refused = self._again = -math.inf
+        """When the last request was refused, and when the connection was read again after that."""
+        self._rest = 0
+        """Bytes of a refused list's body that are still to come; nobody looks at them."""
         self._held = bytearray()
         self._last = False
         """Whether to close after this answer."""
@@ -68,6 +80,11 @@ class Lane(Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
         self._seen = perf_counter()
+        if self._rest:
+            rest, self._rest = self._rest, max(0, self._rest - len(data))
+            data = data[rest:]
+            if not data:
+                return
         if self._job is not None:
             self._held += data
             self.transport.pause_reading()
@@ -113,8 +130,8 @@ class Lane(Protocol):
     def _enter(self, data: bytes) -> bool:
         """Take the request into the lane, if it may."""
         service = self._live.service
-        if service is None or not isinstance(service.engine, EntityEngine):
-            return False
+        if service is None or data.startswith(b"POST"):
+            return service is not None and self._enter_list(service, data)
         plain = data if self._token is None else self._token.taken_from(data)
         request = None if plain is None else service.wire.express(plain)
         if request is None:
@@ -125,21 +142,68 @@ class Lane(Protocol):
             if other is not None:
                 return False
         engine = service.engine
-        assert isinstance(engine, EntityEngine)  # the canary's is of the same kind
-        self._unset_keepalive_if_required()
-        self._service = service
-        deadline = self._seen + (self._timeout_s if timeout is None else timeout)
-        if retry_after := engine.crowded(deadline, self._seen):
-            # Not at once: who is told within a turn of the loop sends the next request within the same turn, and while
-            # there is always one more to be read and refused, no run begins.
-            self._job = Job((), math.inf, self._reply, self._seen)
-            self.loop.call_soon(self._job.end, OverloadedError(retry_after))
+        deadline = self._deadline(timeout)
+        if retry_after := engine.crowded(deadline, self._seen) or int(deadline <= self._seen):
+            self._turn_away(ROUTE, "GET", retry_after)
             return True
+        if not isinstance(engine, EntityEngine):
+            return False
+        self._service = service
+        self._put(engine, Pair(user, item), deadline)
+        return True
+
+    def _put(self, engine: EntityEngine, pair: Pair, deadline: float) -> None:
+        self._unset_keepalive_if_required()
         try:
-            self._job = engine.put(Pair(user, item), deadline, self._reply)
+            self._job = engine.put(pair, deadline, self._reply)
+        except OverloadedError as error:
+            self._turn_away(ROUTE, "GET", error.retry_after)
         except ServeError as error:
             self._refuse(error)
-        return True
+
+    def _enter_list(self, service: Service, data: bytes) -> bool:
+        """Refuse a list by its head, if there is no room for one; else it takes the ordinary way."""
+        end = data.find(_END) + len(_END)
+        head = data[:end] if self._token is None else self._token.taken_from(data[:end])
+        request = None if head is None else service.wire.list_head(head)
+        if request is None:
+            return False
+        route, length, timeout = request
+        rest = length - (len(data) - end)
+        if rest < 0:
+            return False
+        deadline = self._deadline(timeout)
+        retry_after = service.engine.crowded(deadline, self._seen, a_list=True) or int(deadline <= self._seen)
+        if retry_after:
+            self._turn_away(route.decode(), "POST", retry_after)
+            self._rest = rest
+        return bool(retry_after)
+
+    def _deadline(self, timeout: float | None) -> float:
+        """When the answer must be there. What comes as soon as the connection is read again may have waited all the
+        time; if that was too long, it is refused once more.
+        """
+        came = self._refused if self._seen - self._again < _AT_ONCE_S else self._seen
+        return came + (self._timeout_s if timeout is None else timeout)
+
+    def _turn_away(self, route: str, method: str, retry_after: int) -> None:
+        """Refuse a request at once, and do not read the next one for a while: a client that is told within a turn of
+        the loop sends the next one within the same turn, and while there is always one more to be read and refused, no
+        run begins.
+        """
+        self._unset_keepalive_if_required()
+        self._metrics.problem(OVERLOADED)
+        more = b"retry-after: %d\r\n" % retry_after
+        self._write(429, _PROBLEM, _overloaded(retry_after), more, route, method)
+        if not self._last:
+            self._refused = self._seen
+            self.transport.pause_reading()
+            self._away.add(self._read_again)
+
+    def _read_again(self) -> None:
+        if not self.transport.is_closing():
+            self._again = perf_counter()
+            self.transport.resume_reading()
 
     def _reply(self, result: list[bytes] | Exception) -> None:
         self._job = None
@@ -153,11 +217,6 @@ class Lane(Protocol):
             self.data_received(held)
 
     def _refuse(self, error: Exception) -> None:
-        if isinstance(error, OverloadedError):  # made once: refusing must stay cheaper than answering
-            self._metrics.problem(OVERLOADED)
-            more = b"retry-after: %d\r\n" % error.retry_after
-            self._write(429, _PROBLEM, _overloaded(error.retry_after), more)
-            return
         if isinstance(error, UnknownIdError):
             assert self._service is not None
             error = self._service.wire.unknown_id(error, "")
@@ -167,7 +226,9 @@ class Lane(Protocol):
         self._metrics.problem(problem.name)
         self._write(problem.status, _PROBLEM, problem.model_dump_json().encode())
 
-    def _write(self, status: int, kind: bytes, body: bytes, more: bytes = b"") -> None:
+    def _write(
+        self, status: int, kind: bytes, body: bytes, more: bytes = b"", route: str = ROUTE, method: str = "GET"
+    ) -> None:
         if self._last or self._live.status == "draining":
             # The client's next request must not meet a line that is about to close.
             self._last = True
@@ -175,7 +236,7 @@ class Lane(Protocol):
         self.transport.write(head % (len(body), body))
         if self._last:
             self.transport.close()
-        self._metrics.request(ROUTE, "GET", str(status), perf_counter() - self._seen)
+        self._metrics.request(route, method, str(status), perf_counter() - self._seen)
 
     def _close_if_idle(self) -> None:
         quiet = perf_counter() - self._seen

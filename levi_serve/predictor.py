@@ -88,8 +88,16 @@ class Predictor:
         self._support = SUPPORT[0] in reference.names
 
     def score(self, feeds: dict[str, AnyArray]) -> Scores:
-        """One graph run."""
+        """One graph run, and what follows from it."""
+        return self.scores(feeds, *self.rate(feeds))
+
+    def rate(self, feeds: dict[str, AnyArray]) -> tuple[FloatArray, FloatArray]:
+        """One graph run: head ratings [B, n] and ratings [B], finite or not."""
         heads, ratings = self._graph.run(feeds)
+        return heads, ratings
+
+    def scores(self, feeds: dict[str, AnyArray], heads: FloatArray, ratings: AnyArray) -> Scores:
+        """All there is to say of the pairs that `feeds` were rated from."""
         # Where rows tell the support of an entity, it is their last column.
         user, item = JOIN
         support = (feeds[user][:, -1], feeds[item][:, -1]) if self._support else None

@@ -8,16 +8,16 @@ not. The table is sorted by id, so of two items with the same rating the one wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
-from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, Int64Array
+from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, FloatArray, Int64Array
 from levi_serve.bundle.rated import Rated
 from levi_serve.bundle.rows import STORED, HalfArray, Id, Table
 from levi_serve.bundle.schema import Attributes
 from levi_serve.errors import DeadlineError, ModelOutputError, UnsupportedError
-from levi_serve.predictor import Scores
+from levi_serve.predictor import DECIMALS, Scores, entity_feeds
 from levi_serve.store import Given
 
 CHUNK = 256
@@ -79,6 +79,14 @@ class Catalogue:
         trained[numbers >= self._count] = False
         return trained
 
+    def rows(self, numbers: Int64Array) -> HalfArray:
+        """The rows [k, W] of these items [k]."""
+        rows: HalfArray = self._table.rows.take(numbers, axis=0, mode="clip")
+        late = numbers >= self._count
+        if late.any():
+            rows[late] = self._added.rows[numbers[late] - self._count]
+        return rows
+
     def allowed(self, exclude: AnyArray) -> BoolArray:
         """Whether each item may be recommended, if those in the rows `exclude` of the table may not."""
         allowed = np.ones(len(self), np.bool_)
@@ -110,21 +118,31 @@ class Best(NamedTuple):
     """Items that were left out, since the model gave no finite number for them."""
 
 
+class Model(Protocol):
+    """What rates: `Predictor` in two steps, since only those that are kept need the second."""
+
+    def rate(self, feeds: dict[str, AnyArray]) -> tuple[FloatArray, FloatArray]:
+        """Head ratings [B, n] and ratings [B], finite or not."""
+
+    def scores(self, feeds: dict[str, AnyArray], heads: FloatArray, ratings: AnyArray) -> Scores:
+        """All there is to say of the pairs that were rated."""
+
+
 class Recommender:
     """Goes through the items of one version. A pass keeps its thread busy from beginning to end."""
 
     def __init__(
         self,
-        score: Callable[[AnyArray, AnyArray], Scores],
+        model: Model,
         items: Table,
         users: Table | None,
         rated: Rated | None,
         additions: Callable[[], Additions] = lambda: NONE,
     ) -> None:
-        """`score` rates items by the user's row [1, W] and theirs [B, W]. `rated` is about rows of `users`. `additions`
-        says what differs from the table of items at the moment.
+        """`model` is of entity views. `rated` is about rows of `users`. `additions` says what differs from the table of
+        items at the moment.
         """
-        self._score = score
+        self._model = model
         self.items = items
         self._users = users
         self._rated = rated
@@ -169,17 +187,25 @@ class Recommender:
         items = items or self.catalogue()
         allowed = items.allowed(exclude)
         user = user[np.newaxis]
-        best: Best | None = None
+        best: _Rated | None = None
+        unusable = 0
         for start, rows in items.chunks():
             if not wanted():
                 raise DeadlineError
-            scores = self._score(user, rows)
-            found = _found(start, scores, allowed[start : start + len(rows)])
+            heads, ratings = self._model.rate(entity_feeds(user, rows))
+            usable = np.isfinite(ratings) & np.isfinite(heads).all(axis=1)
+            here = allowed[start : start + len(rows)]
+            unusable += int(np.count_nonzero(here & ~usable))
+            (places,) = np.nonzero(here & usable)
+            # As answers show them: what looks the same is in the order of ids.
+            shown = ratings[places].astype(np.float64).round(DECIMALS)
+            found = _Rated(start + places, heads[places], shown)
             best = _cut(items, _joined(best, found) if best else found, k)
         assert best is not None  # a catalogue has an item
-        if best.unusable and not len(best.numbers):
+        if unusable and not len(best.numbers):
             raise ModelOutputError
-        return best
+        feeds = entity_feeds(user, items.rows(best.numbers))
+        return Best(best.numbers, self._model.scores(feeds, best.heads, best.ratings), unusable)
 
 
 def ranked(items: Sequence[Given], ratings: Sequence[float]) -> list[int]:
@@ -196,28 +222,27 @@ def ranked(items: Sequence[Given], ratings: Sequence[float]) -> list[int]:
     return sorted(range(len(items)), key=key)
 
 
-def _found(start: int, scores: Scores, allowed: AnyArray) -> Best:
-    """The items of a chunk that may be recommended, in the table's order; `start` is the chunk's first."""
-    (places,) = np.nonzero(allowed & scores.usable)
-    return Best(start + places, _picked(scores, places), int(np.count_nonzero(allowed & ~scores.usable)))
+class _Rated(NamedTuple):
+    """Some items in the course of a pass."""
+
+    numbers: Int64Array
+    """[B], numbers in the catalogue."""
+    heads: FloatArray
+    """[B, n]"""
+    ratings: DoubleArray
+    """[B]"""
 
 
-def _joined(best: Best, found: Best) -> Best:
+def _joined(best: _Rated, found: _Rated) -> _Rated:
     """Both, the second behind the first."""
-    pairs = zip(_columns(best.scores), _columns(found.scores), strict=True)
-    scores = Scores(*(np.concatenate(pair) for pair in pairs))
-    return Best(np.append(best.numbers, found.numbers), scores, best.unusable + found.unusable)
+    return _Rated(
+        np.concatenate([best.numbers, found.numbers]),
+        np.concatenate([best.heads, found.heads]),
+        np.concatenate([best.ratings, found.ratings]),
+    )
 
 
-def _cut(items: Catalogue, best: Best, k: int) -> Best:
+def _cut(items: Catalogue, rated: _Rated, k: int) -> _Rated:
     """The best `k`. What stands earlier in the catalogue stands earlier here, before its equals."""
-    order = items.order(best.scores.rating, best.numbers)[:k]
-    return Best(best.numbers[order], _picked(best.scores, order), best.unusable)
-
-
-def _picked(scores: Scores, places: AnyArray) -> Scores:
-    return Scores(*(column[places] for column in _columns(scores)))
-
-
-def _columns(scores: Scores) -> tuple[AnyArray, ...]:
-    return scores.rating, scores.heads, scores.disagreement, scores.ood_score, scores.usable, scores.watched
+    order = items.order(rated.ratings, rated.numbers)[:k]
+    return _Rated(rated.numbers[order], rated.heads[order], rated.ratings[order])

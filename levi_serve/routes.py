@@ -71,7 +71,7 @@ def build_router(
         chosen, other = trial.choose(pair.user)
         with chosen as service:
             try:
-                (answer,) = await unless_gone(request, service.engine.predict([pair], deadline))
+                (answer,) = await unless_gone(request, service.engine.predict([pair], deadline), deadline)
             except UnknownIdError as error:
                 raise service.wire.unknown_id(error, "") from None
         if other is not None:
@@ -93,7 +93,7 @@ def build_router(
         chosen, other = trial.choose(pairs[0].user)
         with chosen as service:
             try:
-                answers = await unless_gone(request, service.engine.predict(pairs, deadline))
+                answers = await unless_gone(request, service.engine.predict(pairs, deadline), deadline)
             except UnknownIdError as error:
                 place = next(i for i, pair in enumerate(pairs) if pair[error.side] == error.id)
                 raise service.wire.unknown_id(error, f"pairs[{place}].") from None

@@ -127,7 +127,7 @@ def build_inference_router(live: Live, name: str, max_body_bytes: int, max_pairs
             wish, binary = _parse(body, request.headers.get(HEADER_LENGTH))
             pairs = _pairs(wish, binary, service.version.manifest.schema_.entities, max_pairs)
             try:
-                answers = await unless_gone(request, service.engine.predict(pairs, deadline))
+                answers = await unless_gone(request, service.engine.predict(pairs, deadline), deadline)
             except UnknownIdError as error:
                 raise service.wire.unknown_id(error, "") from None
             return _response(wish, service, [orjson.loads(answer) for answer in answers])

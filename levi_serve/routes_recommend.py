@@ -58,7 +58,7 @@ def build_recommend_router(live: Live, trial: Trial, max_body_bytes: int, timeou
         candidates = live.current().lists.candidates(body)
         with trial.choose(candidates.user)[0] as service:
             try:
-                answers = await unless_gone(request, service.engine.rank(*candidates, deadline))
+                answers = await unless_gone(request, service.engine.rank(*candidates, deadline), deadline)
             except UnknownIdError as error:
                 raise service.lists.unknown_candidate(error, candidates) from None
             return json_response(service.lists.answer(candidates.user, answers))
@@ -68,7 +68,7 @@ def build_recommend_router(live: Live, trial: Trial, max_body_bytes: int, timeou
 
 async def _recommended(request: Request, service: Service, wish: Wish, deadline: float) -> Response:
     try:
-        answers = await unless_gone(request, service.engine.recommend(*wish, deadline))
+        answers = await unless_gone(request, service.engine.recommend(*wish, deadline), deadline)
     except UnknownIdError as error:
         raise service.lists.unknown_user(error) from None
     return json_response(service.lists.answer(wish.user, answers))

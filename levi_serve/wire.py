@@ -43,6 +43,17 @@ TIMEOUT = "x-request-timeout-ms"
 """The header that says how long a caller waits, in milliseconds."""
 
 
+# Patterns of header lines. Names that change how a request is handled, or that the ordinary way answers to, do not
+# match; nor does anything whose end could be disputed: bare line feeds, folded lines. Possessive quantifiers never try
+# twice: what does not match costs time in proportion to its length, however hostile.
+_HANDLED = (
+    "content-length|transfer-encoding|expect|upgrade|te|trailer|authorization|traceparent|x-request-[a-z-]+|"
+    "(?:proxy-)?connection(?!: ?keep-alive\r)"
+)
+_HEADERS = rf"(?:(?!(?:{_HANDLED}):)[!#$%&'*+.^_`|~0-9a-z-]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+"
+_TIMEOUT = rf"(?:{TIMEOUT}: ?([0-9]{{1,9}})\r\n{_HEADERS})?+"
+
+
 class Wire:
     """Parses requests and shapes answers for one model version."""
 
@@ -64,6 +75,7 @@ class Wire:
         self._attributes = [Reader(described_type(entity), names_of(entity)) for entity in self._entities]
         self._read_ids = [int if entity.id_type == "integer" else bytes.decode for entity in self._entities]
         self._express = re.compile(_express_request(self._entities), re.IGNORECASE)
+        self._list = re.compile(_list_head(), re.IGNORECASE)
 
     def again(self, manifest: Manifest, example: GivenPair) -> Self | None:
         """The same for another version; None if its types are not the same. Making them takes 20 ms of everybody's."""
@@ -141,6 +153,19 @@ class Wire:
             return None
         (read_user, read_item) = self._read_ids
         return read_user(user), read_item(item), timeout
+
+    def list_head(self, head: bytes) -> tuple[bytes, int, float | None] | None:
+        """The route, the body's length and the timeout [s] of a POST with a list, if this is its whole head and as
+        ordinary as `express` wants it; None if it is anything else.
+        """
+        match = self._list.fullmatch(head)
+        if match is None:
+            return None
+        route, before, length, after = match.groups()
+        milliseconds = before or after
+        if (before and after) or milliseconds == b"0":
+            return None
+        return route, int(length), None if milliseconds is None else int(milliseconds) / 1000
 
     def answers(
         self,
@@ -275,19 +300,16 @@ def unknown_id_problem(
 
 
 def _express_request(entities: Sequence[Entity]) -> bytes:
-    """A pattern of whole requests (RFC 9112). Header names that change how a request is handled, or that the ordinary
-    way answers to, do not match; nor does anything whose end could be disputed: bare line feeds, folded lines, bodies.
-    Possessive quantifiers never try twice: what does not match costs time in proportion to its length, however hostile.
-    """
+    """A pattern of whole requests (RFC 9112)."""
     ids = {"integer": r"-?[0-9]{1,18}", "string": r"[A-Za-z0-9._~-]{1,200}"}
     query = "&".join(f"{re.escape(entity.name)}=({ids[entity.id_type]})" for entity in entities)
-    handled = (
-        "content-length|transfer-encoding|expect|upgrade|te|trailer|authorization|traceparent|x-request-[a-z-]+|"
-        "(?:proxy-)?connection(?!: ?keep-alive\r)"
-    )
-    headers = rf"(?:(?!(?:{handled}):)[!#$%&'*+.^_`|~0-9a-z-]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+"
-    timeout = rf"(?:{TIMEOUT}: ?([0-9]{{1,9}})\r\n{headers})?+"
-    return rf"(?-i:GET /predict\?{query} HTTP/1\.1)\r\n{headers}{timeout}\r\n".encode()
+    return rf"(?-i:GET /predict\?{query} HTTP/1\.1)\r\n{_HEADERS}{_TIMEOUT}\r\n".encode()
+
+
+def _list_head() -> bytes:
+    """A pattern of heads of requests whose bodies are lists."""
+    length = rf"content-length: ?([0-9]{{1,7}})\r\n{_HEADERS}"
+    return rf"(?-i:POST (/predict|/rank) HTTP/1\.1)\r\n{_HEADERS}{_TIMEOUT}{length}{_TIMEOUT}\r\n".encode()
 
 
 def _given(entity: Encoded) -> Attributes:

@@ -23,6 +23,7 @@ from levi_serve.metrics import Metrics
 from levi_serve.protocol import Protocol
 from levi_serve.server import Server
 from levi_serve.settings import ServeSettings
+from levi_serve.turned_away import TurnedAway
 
 _SWITCH_S = 0.0005
 """How long a thread may keep the interpreter that the event loop waits for. The default of 5 ms is longer than a
@@ -51,11 +52,14 @@ def serve(
     # loop for 50 ms, and so one can be made whenever a version has been released.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)  # the default goes through what thousands of connections hold, many times a second
     protocol: Callable[..., Protocol] = partial(Protocol, metrics=metrics)
     if not settings.access_log:  # the lane writes none
         token = Token(settings.token.get_secret_value()) if settings.token else None
-        timeout_s = settings.timeout_ms / 1000
-        protocol = partial(Lane, live=live, trial=app.state.trial, metrics=metrics, timeout_s=timeout_s, token=token)
+        timeout_s, away = settings.timeout_ms / 1000, TurnedAway(live)
+        protocol = partial(
+            Lane, live=live, trial=app.state.trial, metrics=metrics, away=away, timeout_s=timeout_s, token=token
+        )
     Server(app, live, protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)
 
 

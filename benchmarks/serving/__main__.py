@@ -2,7 +2,7 @@
 
 python -m benchmarks.serving --bundle model_repo --cache ~/.cache/levi-bench             # the peers
 python -m benchmarks.serving --bundle model_repo --cache … --scenario overload --scenario drain
-python -m benchmarks.serving report                                                      # tables and plots anew
+python -m benchmarks.serving report --page docs/results.md                               # tables and plots anew
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from levi_serve.bundle.commands import Command, RunError, run
 from training.checkpoint import write_json
 
 PEERS = "peers"
+BEGIN, END = "<!-- tables of benchmarks.serving -->", "<!-- end of the tables -->"
 _FILES = 16_384
 """Open files: an overload has thousands of connections on either side."""
 
@@ -180,7 +181,9 @@ class Measure(Results):
 class Report(Results):
     """Show the figures of the file as tables, and draw the plots anew; measure nothing."""
 
-    markdown: Annotated[bool, Field(description="Tables for docs/results.md.")] = False
+    page: Annotated[
+        Path | None, Field(description="Page whose part between the benchmark's marks becomes the tables.")
+    ] = None
 
     def __call__(self) -> None:
         """Print and draw."""
@@ -189,11 +192,18 @@ class Report(Results):
             raise RunError(f"{self.out}: holds no figures; measure first")
         console = terminal()
         for table in tables(found):
-            if self.markdown:
-                print(table.markdown())
-            else:
-                console.print(table)
+            console.print(table)
         plots(found, self.plots)
+        if self.page is not None:
+            self._write(self.page, "\n".join(table.markdown() for table in tables(found)))
+
+    @staticmethod
+    def _write(page: Path, made: str) -> None:
+        before, begin, rest = page.read_text("utf-8").partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not end:
+            raise RunError(f"{page}: has no part between {BEGIN} and {END}")
+        page.write_text(f"{before}{begin}\n\n{made}\n{end}{after}", "utf-8")
 
 
 if __name__ == "__main__":

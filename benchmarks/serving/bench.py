@@ -102,14 +102,20 @@ class Bench:
         """As fast as answers come."""
         return self.start(server, traffic, connections, **how).finish()
 
-    def ceiling(self, server: Server, traffic: Sequence[Traffic], **how: Any) -> Report:
+    def ceiling(
+        self,
+        server: Server,
+        traffic: Sequence[Traffic],
+        connections: Sequence[int] = CEILING_CONNECTIONS,
+        **how: Any,
+    ) -> Report:
         """The fastest closed loop over the numbers of connections.
 
         Raises:
             RunError: some request failed: a rate that includes failures is no ceiling.
 
         """
-        best = max((self.closed(server, traffic, n, **how) for n in CEILING_CONNECTIONS), key=lambda r: r.goodput)
+        best = max((self.closed(server, traffic, n, **how) for n in connections), key=lambda r: r.goodput)
         if best.failed:
             raise RunError(f"requests failed in a closed loop: {best.statuses} {best.errors}: {server.log()}")
         return best

@@ -10,7 +10,7 @@ from benchmarks.serving.environments import installed
 from benchmarks.serving.lineup import LINEUP, OURS, TOLERANCE, Contestant, Setting
 from levi_serve.bundle.commands import RunError
 
-IDLE_S = 5.0
+IDLE_S = 3.0
 P99_MS = 5.0
 """Of ours at half of its ceiling (entity views)."""
 RATIOS = (
@@ -22,7 +22,7 @@ RATIOS = (
     (100.0, "fastapi_torch_backbone", "FastAPI + torch encoding each pair's sentences"),
 )
 """What our throughput must be, over whose (entity views)."""
-_SWEEP_S = 2.0
+_SWEEP_S = 1.0
 
 
 def compare(bench: Bench, only: Sequence[str] = ()) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _best_setting(bench: Bench, who: Contestant) -> tuple[Setting, dict[str, Any
         facts: dict[str, Any] = {"route": setting.route, **setting.variables}
         try:
             with bench.serve(who, setting) as server:
-                report = bench.ceiling(server, [bench.singles(setting)], seconds=_SWEEP_S, warmup=1.0)
+                report = bench.ceiling(server, [bench.singles(setting)], seconds=_SWEEP_S, warmup=_SWEEP_S / 2)
                 facts["throughput"] = report.goodput
         except RunError as error:
             facts["failed"] = str(error)

@@ -39,9 +39,9 @@ class Gated:
 
 
 def batcher(
-    run: Callable[[Sequence[Any]], Any], max_batch: int = 4, max_queue: int = 100, permits: int = 1
+    run: Callable[[Sequence[Any]], Any], max_batch: int = 4, max_queue: int = 100, permits: int = 1, **more: Any
 ) -> Batcher[Any, Any]:
-    return Batcher(run, Turns(max_batch), max_queue, lambda _size, _seconds, _waited: None, permits)
+    return Batcher(run, Turns(max_batch), max_queue, lambda _size, _seconds, _waited: None, permits, **more)
 
 
 def play(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -301,6 +301,73 @@ def test_a_queue_too_long_for_the_deadline_refuses(clock: Clock) -> None:
         assert replies[:6] == [[0]] * 6
         assert any(reply == [2] for reply in replies)
         assert any(isinstance(reply, DeadlineError) for reply in replies)
+
+    play(scenario)
+
+
+def test_what_runs_counts_until_it_has_ended(clock: Clock) -> None:
+    """Two items run for 5 s: who gives less than that and his own share is refused, and later he is not."""
+
+    async def scenario() -> None:
+        gate = asyncio.Event()
+
+        async def run(items: Sequence[int]) -> Sequence[int]:
+            if 9 in items:
+                await gate.wait()
+            clock.now += 2.5 * len(items)
+            return items
+
+        lane = batcher(run, max_batch=2)
+        await lane.submit([0] * 6)  # the pace is known
+        long = asyncio.ensure_future(lane.submit([9, 9]))
+        await turn()
+        assert lane.busy
+        with pytest.raises(OverloadedError):
+            lane.put([1], clock.now + 6.6, print)
+        lane.put([1], clock.now + 6.7, print)
+        clock.now += 4
+        assert lane.crowded(0, clock.now + 4.6, clock.now) > 0  # one waits, and 1 s of the run is left: 3.5 s
+        assert lane.crowded(0, clock.now + 4.7, clock.now) == 0
+        gate.set()
+        await long
+        await lane.close()
+
+    play(scenario)
+
+
+def test_patience(clock: Clock) -> None:
+    """While it is patient a lane waits a moment for a run of eight; the eighth item begins it at once. Then not."""
+    batches: list[int] = []
+    busy = True
+
+    async def scenario() -> None:
+        nonlocal busy
+
+        async def run(items: Sequence[int]) -> Sequence[int]:
+            batches.append(len(items))
+            return items
+
+        lane = batcher(run, max_batch=64, patient=lambda: busy)
+        for _ in range(7):
+            lane.put([0], math.inf, print)
+        await turn()
+        assert batches == []
+        lane.put([0], math.inf, print)
+        await turn()
+        assert batches == [8]
+        lane.put([0], math.inf, print)
+        while len(batches) == 1:  # a millisecond
+            await asyncio.sleep(0)
+        lane.put([0], math.inf, print)
+        await lane.close()  # nothing is forgotten
+        assert batches == [8, 1, 1]
+
+        busy = False
+        lane = batcher(run, max_batch=64, patient=lambda: busy)
+        lane.put([0], math.inf, print)
+        await turn()
+        assert batches == [8, 1, 1, 1]
+        await lane.close()
 
     play(scenario)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from levi_serve.cores import usable_cores
+from levi_serve.cores import lower_priority, lowest_priority, usable_cores
 
 AFFINITY = len(os.sched_getaffinity(0))
 
@@ -46,3 +48,17 @@ def test_quota_of_cgroup_version_1(tmp_path: Path) -> None:
 def test_quota_above_the_affinity_mask(tmp_path: Path) -> None:
     """A generous quota does not give more threads than the affinity mask has cores."""
     assert cgroup(tmp_path, "0::/", {"cpu.max": "6400000 100000"}) == AFFINITY
+
+
+def test_priorities_are_the_threads_own() -> None:
+    """Each is of the thread that asks for it; the others of the process keep theirs."""
+
+    def mine() -> tuple[int, int]:
+        return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = mine()
+    with ThreadPoolExecutor(1, initializer=lower_priority) as lower:
+        assert lower.submit(mine).result() == (before[0], max(10, before[1]))
+    with ThreadPoolExecutor(1, initializer=lowest_priority) as lowest:
+        assert lowest.submit(mine).result()[0] == os.SCHED_IDLE
+    assert mine() == before

@@ -41,14 +41,17 @@ class Model:
         self.ratings = np.array(ratings)
         self.runs: list[int] = []
 
-    def __call__(self, users: np.ndarray, items: np.ndarray) -> Scores:
+    def rate(self, feeds: dict[str, Any]) -> tuple[Any, Any]:
+        users, items = feeds.values()
         assert users.dtype == items.dtype == np.float16
         assert users.tolist() == [[7, 0.5]]
         self.runs.append(len(items))
         numbers = items[:, 0].astype(int)
-        rating = self.ratings[numbers]
-        heads = np.stack([numbers, numbers + 0.5], axis=1)
-        return Scores(rating, heads, numbers / 10, numbers / 100, np.isfinite(rating), heads)
+        return np.stack([numbers, numbers + 0.5], axis=1), self.ratings[numbers]
+
+    def scores(self, feeds: dict[str, Any], heads: np.ndarray, ratings: np.ndarray) -> Scores:
+        numbers = list(feeds.values())[1][:, 0].astype(int)
+        return Scores(ratings, heads, numbers / 10, numbers / 100, np.isfinite(ratings), heads)
 
 
 def recommender(ratings: list[float]) -> Recommender:
@@ -103,7 +106,7 @@ def test_each_item_is_rated_once(chunk: Callable[[int], None], count: int, runs:
     chunk(4)
     one = recommender([1.0] * count)
     assert one.top(USER, 100).numbers.tolist() == list(range(count))
-    assert one._score.runs == runs  # type: ignore[attr-defined]
+    assert one._model.runs == runs  # type: ignore[attr-defined]
 
 
 def test_everything_rated_already() -> None:
@@ -118,7 +121,7 @@ def test_a_pass_that_nobody_wants_ends(chunk: Callable[[int], None]) -> None:
     answers = iter([True, True, False])
     with pytest.raises(DeadlineError):
         one.top(USER, 3, wanted=lambda: next(answers))
-    assert one._score.runs == [2, 2]  # type: ignore[attr-defined]
+    assert one._model.runs == [2, 2]  # type: ignore[attr-defined]
 
 
 def test_memory_does_not_grow_with_what_is_told(chunk: Callable[[int], None]) -> None:
@@ -140,10 +143,13 @@ def test_memory_does_not_grow_with_what_is_told(chunk: Callable[[int], None]) ->
 class Wide:
     """A model with a hundred heads."""
 
-    def __call__(self, users: np.ndarray, items: np.ndarray) -> Scores:
-        count = len(items)
-        one = np.linspace(1, 5, count)
-        return Scores(one, np.ones((count, 100)), one, one, np.ones(count, bool), np.ones((count, 6), np.float32))
+    def rate(self, feeds: dict[str, Any]) -> tuple[Any, Any]:
+        _, items = feeds.values()
+        return np.ones((len(items), 100)), np.linspace(1, 5, len(items))
+
+    def scores(self, feeds: dict[str, Any], heads: np.ndarray, ratings: np.ndarray) -> Scores:
+        watched = np.ones((len(ratings), 6), np.float32)
+        return Scores(ratings, heads, ratings, ratings, np.ones(len(ratings), bool), watched)
 
 
 @pytest.fixture

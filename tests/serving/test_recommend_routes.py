@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -454,15 +455,15 @@ class Gate:
         self.open = threading.Event()
         self.entered = threading.Event()
         engine = app.live.service.engine
-        score = engine._recommender._score
+        model = engine._recommender._model
 
-        def held(*rows: Any) -> Any:
+        def held(feeds: Any) -> Any:
             self.runs += 1
             self.entered.set()
             assert self.open.wait(10)
-            return score(*rows)
+            return model.rate(feeds)
 
-        monkeypatch.setattr(engine._recommender, "_score", held)
+        monkeypatch.setattr(engine._recommender, "_model", SimpleNamespace(rate=held, scores=model.scores))
         self._lane = engine._recommend
 
     async def wait(self) -> None:

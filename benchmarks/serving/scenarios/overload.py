@@ -14,6 +14,8 @@ FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 CONNECTIONS = 4096
 """More than the server lets wait: with fewer, the queue would be here and nothing would be refused."""
 POST_CONNECTIONS = 256
+POST_CEILING_CONNECTIONS = (4, 8)
+"""With more, lists would be refused in a closed loop: half of the queue holds ten."""
 PAIRS = 100
 DEADLINE_MS = 50
 REFUSED_MS = 10.0
@@ -33,7 +35,7 @@ def overload(bench: Bench) -> dict[str, Any]:
         curve = [_point(bench, server, singles, factor, ceiling, CONNECTIONS) for factor in FACTORS]
     posts = [_posts(bench)]
     with bench.serve() as server:
-        post_ceiling = bench.ceiling(server, posts).goodput
+        post_ceiling = bench.ceiling(server, posts, POST_CEILING_CONNECTIONS).goodput
         three = _point(bench, server, posts, 3, post_ceiling, POST_CONNECTIONS)
     with bench.serve() as server:
         hurried = [_posts(bench, f"X-Request-Timeout-Ms: {DEADLINE_MS}\r\n")]

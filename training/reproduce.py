@@ -190,12 +190,11 @@ def write_report(plan: Plan, title: str, results: dict[str, list[Found]], docs: 
             "spread_ood": [float(spread(_rows(f, "ood")).mean()) for f in heads],
             "cost": asdict(found[0].outcome.cost),
         }
-        both = min(len(found), len(results.get(plan.reference, [])))  # a table that was cut short: seeds that both have
-        if both and method != plan.reference:
-            ours = results[plan.reference][:both]
-            row |= {
-                f"reference_minus_this_{p}": paired(ours, found[:both], q) for p, q in (("id", "test"), ("ood", "ood"))
-            }
+        # In a table that was cut short: the seeds that both have.
+        same = [(r, f) for f in found for r in results.get(plan.reference, []) if np.array_equal(r.rows, f.rows)]
+        if same and method != plan.reference:
+            ours, theirs = [r for r, _ in same], [f for _, f in same]
+            row |= {f"reference_minus_this_{p}": paired(ours, theirs, q) for p, q in (("id", "test"), ("ood", "ood"))}
         rows.append(row)
     facts = {
         "title": plan.title,

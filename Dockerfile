@@ -3,18 +3,20 @@
 # Run:  docker run --rm -p 8000:8000 -v "$PWD/model_repo:/models:ro" levi-serve
 
 FROM python:3.11-slim AS build
+# With others besides: docker build --build-arg EXTRAS=cpu,triton,score .
+ARG EXTRAS=cpu
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY levi_serve levi_serve
 COPY training training
 RUN python -m venv /opt/levi \
- && /opt/levi/bin/pip install --no-cache-dir --constraint constraints.txt ".[cpu]" \
- && rm -rf /opt/levi/lib/python3.11/site-packages/training
+ && /opt/levi/bin/pip install --no-cache-dir --constraint constraints.txt ".[$EXTRAS]" \
+ && rm -rf /opt/levi/lib/python3.11/site-packages/training /opt/levi/bin/levi-train
 
 FROM python:3.11-slim
 # 10001 is nobody's id on usual hosts; the files belong to root and cannot be changed by the server.
 RUN useradd --system --no-create-home --uid 10001 levi \
- && install --directory --owner levi /state
+ && install --directory --owner levi /state /feedback
 COPY --from=build /opt/levi /opt/levi
 ENV PATH=/opt/levi/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -1,9 +1,10 @@
 """The one table of the genre shift: the paper's methods, the strongest recommenders, and our best model.
 
-python -m benchmarks.report     # from committed figures, into docs/results.md; a test holds the two together
+python -m benchmarks.report     # from committed figures into docs/; a test holds the two together
 
-It measures nothing. Rows come from docs/results/ml-100k-frozen.json (`levi-train reproduce ml-100k-frozen`),
-benchmarks/results/genre_shift.json and benchmarks/results/best.json, which say how they were made.
+It measures nothing. In docs/results.md, rows come from docs/results/ml-100k-frozen.json (`levi-train reproduce
+ml-100k-frozen`), benchmarks/results/genre_shift.json and benchmarks/results/best.json; in docs/best.md, the table of
+folds comes from benchmarks/results/best_choice.json.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from levi_serve.bundle.commands import Command, run
 
 BEGIN, END = "<!-- made by python -m benchmarks.report -->", "<!-- end -->"
 PLOT = "genre-shift-all.svg"
+SEEDS = 3
+"""Of every row that does not say otherwise."""
+PARTS = ("random", *(f"items {k}" for k in range(5)), "Action", "Comedy", "Drama", "Romance", "Thriller")
+"""Folds of the training part of seed 0; a genre is the one that is left out."""
 HEADER = (
     "| model | ID RMSE | OOD RMSE | AUROC of disagreement | reference − row, ID | reference − row, OOD |\n"
     "|---|---|---|---|---|---|"
@@ -48,17 +53,18 @@ class Row:
 
 
 class Report(Command):
-    """Write the table and its plot."""
+    """Write the tables and the plot."""
 
-    page: Annotated[Path, Field(description="The page that holds the table.")] = Path("docs/results.md")
+    docs: Annotated[Path, Field(description="Folder of the pages that hold the tables.")] = Path("docs")
 
     def __call__(self) -> None:
-        """Write both."""
+        """Write all."""
         groups = read()
-        text = self.page.read_text(encoding="utf-8")
-        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-        self.page.write_text(f"{before}{BEGIN}\n{table(groups)}\n{END}{after}", encoding="utf-8")
-        plot(groups, self.page.parent / "results" / PLOT)
+        for page, made in (("results.md", table(groups)), ("best.md", choice_table())):
+            text = (self.docs / page).read_text(encoding="utf-8")
+            before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+            (self.docs / page).write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+        plot(groups, self.docs / "results" / PLOT)
 
 
 def read() -> dict[str, list[Row]]:
@@ -86,7 +92,8 @@ def _method(row: dict[str, Any]) -> Row:
     keys = [f"reference_minus_this_{part}" for part in ("id", "ood")]
     deltas = [row[key] for key in keys if key in row]
     auroc = float(np.mean(row["auroc_spread"])) if row["auroc_spread"] else None
-    return Row(row["method"], float(np.mean(row["id"])), float(np.mean(row["ood"])), auroc, deltas)
+    name = row["method"] if row["seeds"] == SEEDS else f"{row['method']} (seeds: {row['seeds']})"
+    return Row(name, float(np.mean(row["id"])), float(np.mean(row["ood"])), auroc, deltas)
 
 
 def _peer(row: dict[str, Any], paired: dict[str, dict[str, float]]) -> Row:
@@ -100,6 +107,23 @@ def table(groups: dict[str, list[Row]]) -> str:
     for name, rows in groups.items():
         lines.append(f"| *{name}* | | | | | |")
         lines += [row.markdown(bold=row.name == "LEVI, size best") for row in rows]
+    return "\n".join(lines)
+
+
+def choice_table() -> str:
+    """What `benchmarks.best choose` found: a row per candidate and weights, a column per fold, the lowest bold."""
+    found: dict[str, dict[str, float]] = {}
+    for row in json.loads(Path("benchmarks/results/best_choice.json").read_text())["rows"]:
+        for name, rmse in (row.get("by_weights") or {"": row.get("rmse")}).items():
+            found.setdefault(f"{row['name']}, {name} weights" if name else row["name"], {})[row["part"]] = rmse
+    items = [part for part in PARTS if part.startswith("items")]
+    lines = [f"| model | {' | '.join(PARTS)} | mean of items |", "|---" * (len(PARTS) + 2) + "|"]
+    lowest = {part: min(rmse[part] for rmse in found.values() if part in rmse) for part in PARTS}
+    for name, rmse in sorted(found.items(), key=lambda pair: (-len(pair[1]), pair[0])):
+        cells = [f"{rmse[part]:.4f}" if part in rmse else "–" for part in PARTS]
+        cells = [f"**{c}**" if rmse.get(part) == lowest[part] else c for c, part in zip(cells, PARTS, strict=True)]
+        mean = f"{np.mean([rmse[part] for part in items]):.4f}" if set(items) <= rmse.keys() else "–"
+        lines.append(f"| {name} | {' | '.join(cells)} | {mean} |")
     return "\n".join(lines)
 
 

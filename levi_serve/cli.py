@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from levi_serve import logs
-from levi_serve.bundle.commands import Command, RunError, run
+from levi_serve.bundle.commands import Command, RunError, UsageError, run
 from levi_serve.listener import bind, listen, url
 from levi_serve.settings import (
     BundleSettings,
@@ -17,6 +17,7 @@ from levi_serve.settings import (
     PublishSettings,
     ReplaySettings,
     ReplicasSettings,
+    ScoreSettings,
     ServeSettings,
     masked,
     open_secrets,
@@ -96,6 +97,35 @@ class Publish(PublishSettings):
         for done in publish(self.model_repo, self.model, number, self.redis, self.entity, self.ttl_s, progress):
             rate = done.rows / done.seconds
             print(f"{done.entity:<10} {done.rows:,} rows in {done.seconds:.1f} s, {rate:,.0f} a second")
+
+
+class Score(ScoreSettings):
+    """Rate a Parquet file of pairs, or find the best items of all users. Run again after a kill, it goes on."""
+
+    def __call__(self) -> None:
+        """Print how much and how fast."""
+        import time
+
+        from levi_serve.cores import usable_cores
+        from levi_serve.publish import Progress
+
+        try:
+            from levi_serve.score import Job, on_this_machine, score
+
+            run = on_this_machine(self.processes or usable_cores())
+            if self.ray is not None:
+                from levi_serve.score_ray import on_ray
+
+                run = on_ray(self.ray, self.processes or 2)
+        except ImportError as error:
+            extra = "ray" if self.ray else "score"
+            raise UsageError(f"{error.name} is not installed: pip install 'levi-serve[{extra}]'") from None
+        job = Job(
+            self.model_repo.resolve(), self.model, _number(self), self.out.resolve(), self.top_k, self.exclude_rated
+        )
+        began = time.perf_counter()
+        rows = score(job, self.pairs, run, Progress(sys.stderr))
+        print(f"{self.out}: {rows:,} {'users' if self.top_k else 'pairs'} in {time.perf_counter() - began:.1f} s")
 
 
 class Replay(ReplaySettings):
@@ -181,7 +211,7 @@ def _number(wanted: BundleSettings) -> int:
 def main() -> int:
     """Entry point; returns the exit code."""
     commands: dict[str, type[Command]] = {"serve": Serve, "validate": Validate, "publish": Publish}
-    commands |= {"replay": Replay, "monitor": Monitor}
+    commands |= {"score": Score, "replay": Replay, "monitor": Monitor}
     return run("levi-serve", "Serve LEVI's predictions.", commands, sys.argv[1:], default="serve")
 
 

@@ -187,14 +187,18 @@ class FolderLog:
         return Backlog(sum(size for _, size in files), min((_began(name) for name, _ in files), default=time.time()))
 
     def erase(self, side: int, id_: Id) -> int:
-        """Files that hold such events are written anew without them, and renamed over."""
-        erased = 0
+        """Files that hold such events are written anew without them, and renamed over; writers wait for one at a time.
+        Those that retraining takes away meanwhile are its business.
+        """
+        erased, unwanted = 0, names(side, id_)
         try:
-            if self._folder.is_dir():
-                with self._locked(fcntl.LOCK_EX):
-                    for file in sorted(self._folder.glob(f"*{SUFFIX}")):
-                        erased += _without(file, names(side, id_))
-                    _sync(self._folder)
+            for file in sorted(self._folder.glob(f"*{SUFFIX}")):
+                with suppress(FileNotFoundError):
+                    if _has(file, unwanted):
+                        with self._locked(fcntl.LOCK_EX):
+                            erased += _without(file, unwanted)
+            if erased:
+                _sync(self._folder)
         except OSError as error:
             raise FeedbackError(f"the feedback log cannot be rewritten: {error.strerror}") from None
         return erased
@@ -246,18 +250,23 @@ def names(side: int, id_: Id) -> Callable[[bytes], bool]:
     return found
 
 
-def _without(path: Path, unwanted: Callable[[bytes], bool]) -> int:
-    """Take such lines out of a file, if it has any; how many it had."""
+def _has(path: Path, unwanted: Callable[[bytes], bool]) -> bool:
     with path.open("rb", _BUFFER) as lines:
-        erased = sum(map(unwanted, lines))
-        if not erased:
-            return 0
-        lines.seek(0)
-        fresh = path.with_suffix(".rewritten")
-        with fresh.open("wb", _BUFFER) as kept:
-            kept.writelines(line for line in lines if not unwanted(line))
-            kept.flush()
-            os.fsync(kept.fileno())
+        return any(map(unwanted, lines))
+
+
+def _without(path: Path, unwanted: Callable[[bytes], bool]) -> int:
+    """Take such lines out of a file; how many it had."""
+    erased = 0
+    fresh = path.with_suffix(".rewritten")
+    with path.open("rb", _BUFFER) as lines, fresh.open("wb", _BUFFER) as kept:
+        for line in lines:
+            if unwanted(line):
+                erased += 1
+            else:
+                kept.write(line)
+        kept.flush()
+        os.fsync(kept.fileno())
     fresh.replace(path)
     return erased
 

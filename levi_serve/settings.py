@@ -313,6 +313,34 @@ class PublishSettings(BundleSettings):
     ttl_s: PositiveInt | None = Field(None, description="Seconds until the rows expire, all together; unset, never.")
 
 
+class ScoreSettings(BundleSettings):
+    """What is rated, and where."""
+
+    out: CliPositionalArg[Path] = Field(
+        description="Folder of the Parquet parts with the ratings. Started again with the same, a job goes on."
+    )
+    pairs: Path | None = Field(
+        None, description="Parquet file, or folder of such files, with a column of ids per entity, such as user, movie."
+    )
+    top_k: PositiveInt | None = Field(None, description="In place of pairs: the best so many items of every user.")
+    exclude_rated: bool = Field(False, description="Leave out of the best what a user rated in training.")
+    processes: PositiveInt | None = Field(
+        None, description="Processes that score; unset, as many as there are usable cores, or 2 with Ray."
+    )
+    ray: str | None = Field(
+        None,
+        min_length=1,
+        description="Ray cluster (extra `ray`): host:port of its head, `auto` for the one of this machine, or `local` "
+        "to start one here. All its nodes must see the model, the pairs and the output under the same paths.",
+    )
+
+    @model_validator(mode="after")
+    def _one_task(self) -> Self:
+        if (self.pairs is None) == (self.top_k is None):
+            raise ValueError("give either --pairs or --top-k")
+        return self
+
+
 class Budget(BundleSettings):
     """A false-alarm budget for a version."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic_settings import CliPositionalArg
 
 from levi_serve.bundle.commands import Command, run
@@ -119,6 +119,52 @@ class Reproduce(OnDevice):
             reproduce(self.plan, self.data, self.runs, self.docs, self.cache, self.device)
 
 
+class Retrain(OnDevice):
+    """Learn from feedback, and serve the new model if it passes the gates. Run again after a kill, it continues."""
+
+    run: Annotated[CliPositionalArg[Path], Field(description="Finished run whose data and options every night uses.")]
+    repository: Annotated[CliPositionalArg[Path], Field(description="Model repository that holds its export.")]
+    feedback: Annotated[str, Field(min_length=1, description="The servers' feedback log: a folder or a Redis URL.")]
+    state: Annotated[Path, Field(description="Folder of the nights: events, data, fits, reports.")] = Path(
+        "runs/nightly"
+    )
+    data: Annotated[Path | None, Field(description="Where the run's data lies now, if it was moved.")] = None
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", description="Model name inside the repository.")] = "levi"
+    warm: Annotated[
+        bool, Field(description="Go on from the model in service; otherwise every night fits from nothing.")
+    ] = True
+    epochs: Annotated[PositiveInt, Field(description="Of a warm start, the longest fit.")] = 3
+    learning_rate: Annotated[PositiveFloat, Field(description="Of a warm start, the peak.")] = 2e-3
+    margin_id: Annotated[
+        NonNegativeFloat, Field(description="RMSE by which the held-out ratings in distribution may become worse.")
+    ] = 0.005
+    margin_newest: Annotated[NonNegativeFloat, Field(description="The same for the newest ratings.")] = 0.0
+    margin_ood: Annotated[NonNegativeFloat, Field(description="The same for each shift slice.")] = 0.01
+
+    def __call__(self) -> None:
+        from training.gates import Margins
+        from training.retrain import Retraining
+
+        report = Retraining(
+            base=self.run,
+            repository=self.repository,
+            name=self.name,
+            log=self.feedback,
+            state=self.state,
+            cache=self.cache,
+            device=self.device,
+            data=self.data,
+            margins=Margins(id=self.margin_id, newest=self.margin_newest, ood=self.margin_ood),
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            warm=self.warm,
+        ).run()
+        if report is None:
+            print("no new feedback: nothing to do")
+        else:
+            print(f"night {report.night}: {self.repository / self.name / str(report.version)}")
+
+
 class Download(Command):
     """Fetch MovieLens-100K from GroupLens, after showing its licence, and check it."""
 
@@ -136,6 +182,7 @@ COMMANDS: dict[str, type[Command]] = {
     "evaluate": Evaluate,
     "export": Export,
     "reproduce": Reproduce,
+    "retrain": Retrain,
     "download": Download,
 }
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,15 +78,24 @@ class Features:
         return replace(self, user=user.long(), item=item.long(), value=value.float())
 
 
+class Basis(NamedTuple):
+    """What has to be fitted to make features: the server needs it to make more of the same kind."""
+
+    vocabulary: tuple[Vocabulary, Vocabulary]
+    projections: list[dict[str, Tensor]]
+    """State of each `Projection`: user's and item's with entity views, the pair's with pair views."""
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """Features and what had to be fitted to make them: the server needs it to make more of the same kind."""
+    """Features, and the basis that they are told in."""
 
     features: Features
     shape: Shape
     vocabulary: tuple[Vocabulary, Vocabulary]
     projections: list[dict[str, Tensor]]
-    """State of each `Projection`: user's and item's with entity views, the pair's with pair views."""
+    start: Mapping[str, Tensor] | None = None
+    """Parameters of the model before its first step; None draws them."""
 
 
 def prepare(
@@ -97,10 +107,11 @@ def prepare(
     cache: Path,
     device: torch.device,
     variant: Variant = "levi",
+    basis: Basis | None = None,
 ) -> Prepared:
     """Compute the views (or read them from the cache) and turn the dataset into tensors.
 
-    Vocabulary and projection are fitted on what occurs in `train` only.
+    Vocabulary and projections are those of the `basis`, or else fitted on what occurs in `train` only.
 
     Raises:
         UsageError: the variant does not go with the views.
@@ -114,10 +125,12 @@ def prepare(
     else:
         fitted, rows = [np.unique(column[train]).astype(np.int64) for column in columns], train
     entities = dataset.schema.entities
-    vocabulary = [
+    vocabulary: Sequence[Vocabulary] = [
         build_vocabulary(entity, [rows[i] for i in seen])
         for entity, rows, seen in zip(entities, described, fitted, strict=True)
     ]
+    if basis is not None:
+        vocabulary = basis.vocabulary
     shape = Shape(
         size=size,
         views=views,
@@ -135,7 +148,10 @@ def prepare(
         torch.from_numpy(encode(entity, words, rows)).to(device)
         for entity, words, rows in zip(entities, vocabulary, described, strict=True)
     ]
-    projections, components, pair_components = _view_inputs(dataset, fitted, rows, backbone, shape, cache, device)
+    known = None if basis is None else basis.projections
+    projections, components, pair_components = _view_inputs(
+        dataset, fitted, rows, backbone, shape, cache, device, known
+    )
     features = Features(
         user=torch.tensor(dataset.ratings.user, dtype=torch.int64, device=device),
         item=torch.tensor(dataset.ratings.item, dtype=torch.int64, device=device),
@@ -155,6 +171,7 @@ def _view_inputs(
     shape: Shape,
     cache: Path,
     device: torch.device,
+    known: Sequence[dict[str, Tensor]] | None,
 ) -> tuple[list[dict[str, Tensor]], tuple[Tensor | None, Tensor | None], Tensor | None]:
     """What the heads read: projections, both sides' components (entity views), and the ratings' (pair views)."""
     if backbone is None:
@@ -162,12 +179,12 @@ def _view_inputs(
     spoken = sentences(dataset, shape.views)
     if shape.views == "pair":
         computed = compute_views(backbone, spoken[0], cache, device, "pair views")
-        projection = fit_projection(computed, train, shape)
+        projection = known[0] if known else fit_projection(computed, train, shape)
         return [projection], (None, None), project(computed, projection, shape, device)
     projections, components = [], []
     for side, entity in enumerate(dataset.schema.entities):
         computed = compute_views(backbone, spoken[side], cache, device, f"{entity.name} views")
-        projections.append(fit_projection(computed, fitted[side], shape))
+        projections.append(known[side] if known else fit_projection(computed, fitted[side], shape))
         components.append(project(computed, projections[side], shape, device))
     return projections, (components[0], components[1]), None
 

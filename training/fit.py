@@ -313,7 +313,9 @@ def predict(model: Network, features: Features, rows: Tensor, ids: tuple[Tensor,
 
 
 def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Network:
-    """A model before its first step: seeded initial weights, the data's projections, layer weights and mean rating."""
+    """A model before its first step: seeded initial weights, the data's projections, layer weights and mean rating; or
+    what an earlier model has learnt.
+    """
     torch.manual_seed(recipe.seed)
     sampled = isinstance(prepared.shape.size, FactorSize)
     model: Network = BilinearLevi(prepared.shape) if sampled else Levi(prepared.shape)
@@ -322,6 +324,8 @@ def new_model(prepared: Prepared, recipe: Recipe, ratings: Tensor) -> Network:
     model.weights.copy_(torch.tensor(head_weights(recipe, prepared.shape.layers)))
     center = ratings.double().mean()
     model.center.fill_(float(center.logit() if prepared.shape.binary else center))
+    if prepared.start is not None:
+        model.load_state_dict(dict(prepared.start))
     return model
 
 
@@ -338,13 +342,19 @@ def head_weights(recipe: Recipe, layers: int) -> list[float]:
 
 
 def cut(blocks: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-    """Batches of `size` out of blocks; what is left of a block begins the next one's first batch."""
-    left = None
+    """Batches of `size` out of blocks; what is left of a block begins the next one's first batch.
+
+    What is left of the last block is dropped, unless there is no other batch.
+    """
+    left, full = None, False
     for block in blocks:
         whole = block if left is None else torch.cat([left, block])
         batches = list(torch.split(whole, size))
         left = batches.pop() if len(batches[-1]) < size else None
+        full = full or bool(batches)
         yield from batches
+    if left is not None and not full:
+        yield left
 
 
 def one_cycle(done: float) -> float:

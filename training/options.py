@@ -100,6 +100,13 @@ class Source(BaseModel, frozen=True):
             "low-rank changes; lp a linear layer alone, which leaves it as it is."
         ),
     ] = "none"
+    start: Annotated[
+        Path | None,
+        Field(
+            description="Go on from this finished run: its parameters, its projections of the views and its known "
+            "categories; ids that it does not know begin as the unknown one."
+        ),
+    ] = None
     adapt_epochs: Annotated[PositiveInt, Field(description="Epochs of adapting; the best one is kept.")] = 2
     adapt_batch: Annotated[PositiveInt, Field(description="Ratings per step of adapting.")] = 200
     adapt_learning_rate: Annotated[

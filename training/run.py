@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from levi_serve.bundle import Int64Array
 from levi_serve.bundle.manifest import sha256
 from levi_serve.bundle.schema import Frozen
 from levi_serve.bundle.tokens import Tokenizer
+from training import start
 from training.adapt import adapt, adapted_backbone
 from training.backbones import Backbone, load_backbone
 from training.checkpoint import load_model, save_model, write_json
@@ -139,16 +140,14 @@ def fit(options: Options, out: Path, cache: Path, device: Device) -> Record:
         adapt(dataset, parts, backbone, options.adapt, options.views, recipe, out / ADAPTED, cache, accelerate)
         backbone = adapted_backbone(backbone, out / ADAPTED)
     with accelerate.main_process_first():  # the others find the views computed
-        prepared = prepare(
-            dataset,
-            fitted_on,
-            backbone,
-            options.views,
-            SIZES[options.size],
-            cache,
-            accelerate.device,
-            options.variant,
-        )
+        started = None
+        if options.start is not None:
+            kept = (out / start.FILE).exists()
+            told = options.model_dump()
+            started = (
+                start.read(out) if kept else start.begin(out, open_run(options.start, cache, device), dataset, told)
+            )
+        prepared = _prepared(dataset, fitted_on, backbone, options, cache, accelerate.device, started)
     bounds = (dataset.schema.rating_min, dataset.schema.rating_max)
     train = _on(accelerate, fitted_on)
     folds = [Fold(_on(accelerate, fitted), _rows(held_out, accelerate)) for fitted, held_out in fold_rows]
@@ -200,8 +199,9 @@ def open_run(folder: Path, cache: Path, device: Device, data: Path | None = None
         if backbone.fingerprint != record.adapted_hash:
             raise UsageError(f"{folder / ADAPTED}: the adapted backbone changed since the fit")
     target = accelerator(device).device
+    started = None if options.start is None else start.read(folder)
     fitted_on = _training(dataset, parts.train)
-    prepared = prepare(dataset, fitted_on, backbone, options.views, SIZES[options.size], cache, target, options.variant)
+    prepared = _prepared(dataset, fitted_on, backbone, options, cache, target, started)
     train = fitted_on if isinstance(fitted_on, Stream) else torch.from_numpy(fitted_on).to(target)
     model = new_model(prepared, options, prepared.features.rated(train))
     load_model(folder / PARAMETERS, model)
@@ -214,6 +214,21 @@ def _training(dataset: Dataset, rows: Int64Array, held_out: Int64Array | None = 
     if dataset.more is None:
         return rows
     return Stream.open(dataset, rows, () if held_out is None else dataset.ratings.item[held_out])
+
+
+def _prepared(
+    dataset: Dataset,
+    fitted: Int64Array | Stream,
+    backbone: Backbone | None,
+    options: Options,
+    cache: Path,
+    device: torch.device,
+    started: start.Start | None,
+) -> Prepared:
+    basis = None if started is None else started.basis
+    size = SIZES[options.size]
+    prepared = prepare(dataset, fitted, backbone, options.views, size, cache, device, options.variant, basis)
+    return prepared if started is None else replace(prepared, start=started.state)
 
 
 def _load(options: Options, data: Path | None) -> tuple[Dataset, str, Split]:
@@ -254,6 +269,8 @@ def data_hash(dataset: Dataset) -> str:
         digest.update(sink.getvalue())
     for column in (dataset.ratings.user, dataset.ratings.item, dataset.ratings.value, dataset.ratings.time):
         digest.update(column.tobytes())
+    if dataset.part is not None:
+        digest.update(dataset.part.tobytes())
     if dataset.more:
         digest.update(sha256(dataset.more.path).encode())
     return digest.hexdigest()

@@ -13,8 +13,9 @@ from levi_serve.bundle import AnyArray, Int64Array
 from training.datasets.dataset import Dataset, GivenShift, Ratings
 from training.errors import DataError
 
-_PARTS = ("train", "selection", "calibration", "test")
-_CUTS = (0, 80, 85, 90, 100)  # percent of the ID ratings
+PARTS = ("train", "selection", "calibration", "test", "ood")
+_ID_PARTS = PARTS[:4]
+CUTS = (0, 80, 85, 90, 100)  # percent of the ID ratings
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,19 @@ def split(dataset: Dataset, seed: int) -> Split:
     """ID ratings at random into 80 % train, 5 % selection, 5 % calibration, 10 % test; the others are `ood`.
 
     Part k of n ratings ends at its cumulative share of n, rounded half up: sizes differ from the shares by less than
-    one rating. Raises DataError if a part would be empty.
+    one rating. A dataset that brings its parts along is split as it says. Raises DataError if a part would be empty.
     """
+    if dataset.part is not None:
+        given = {name: np.flatnonzero(dataset.part == k) for k, name in enumerate(PARTS)}
+        return Split(**given, slices=_slices(dataset, given["ood"]))
     shift = dataset.shift
     in_distribution = shift.of == 0 if isinstance(shift, GivenShift) else id_items(dataset)[dataset.ratings.item]
     id_rows = np.flatnonzero(in_distribution)
     ood = np.flatnonzero(~in_distribution)
     n = len(id_rows)
-    cuts = [(n * cut + 50) // 100 for cut in _CUTS]
+    cuts = [(n * cut + 50) // 100 for cut in CUTS]
     order = np.random.default_rng(seed).permutation(id_rows)
-    parts = {name: np.sort(order[start:end]) for name, start, end in zip(_PARTS, cuts[:-1], cuts[1:], strict=True)}
+    parts = {name: np.sort(order[start:end]) for name, start, end in zip(_ID_PARTS, cuts[:-1], cuts[1:], strict=True)}
     for name, rows in (*parts.items(), *([("ood", ood)] if dataset.shift else [])):
         if not len(rows):
             raise DataError(
@@ -59,8 +63,7 @@ def split(dataset: Dataset, seed: int) -> Split:
 def sampled(dataset: Dataset, parts: Split, most: int, seed: int) -> tuple[Dataset, Split]:
     """The dataset with at most `most` random ratings of each part, and its split; slices keep their names."""
     rng = np.random.default_rng(seed)
-    names = (*_PARTS, "ood")
-    kept = {name: np.sort(rng.permutation(getattr(parts, name))[:most]) for name in names}
+    kept = {name: np.sort(rng.permutation(getattr(parts, name))[:most]) for name in PARTS}
     rows = np.sort(np.concatenate(list(kept.values())))
     place = {name: np.searchsorted(rows, chosen) for name, chosen in kept.items()}
     slices = {
@@ -73,7 +76,7 @@ def sampled(dataset: Dataset, parts: Split, most: int, seed: int) -> tuple[Datas
     shift = dataset.shift
     if isinstance(shift, GivenShift):
         shift = replace(shift, of=shift.of[rows])
-    return replace(dataset, ratings=ratings, shift=shift), Split(**place, slices=slices)
+    return replace(dataset, ratings=ratings, shift=shift, part=None), Split(**place, slices=slices)
 
 
 def item_folds(dataset: Dataset, train: Int64Array, k: int, seed: int) -> Iterator[tuple[Int64Array, Int64Array]]:

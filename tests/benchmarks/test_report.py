@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import BEGIN, END, Row, plot, read, table
+from benchmarks.report import BEGIN, END, Row, choice_table, plot, read, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,11 +19,12 @@ def test_a_row() -> None:
     assert Row("ridge", 1, 1).markdown(bold=True) == "| **ridge** | **1.0000** | **1.0000** | – | – | – |"
 
 
-def test_the_page_is_up_to_date(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The table in docs/results.md is the one of the committed JSON files; and the plot is made of the same rows."""
+def test_the_pages_are_up_to_date(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The tables in docs/ are those of the committed JSON files; and the plot is made of the same rows."""
     monkeypatch.chdir(ROOT)
     groups = read()
-    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    assert page.partition(BEGIN)[2].partition(END)[0].strip() == table(groups)
+    for page, made in (("results.md", table(groups)), ("best.md", choice_table())):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert text.partition(BEGIN)[2].partition(END)[0].strip() == made
     plot(groups, tmp_path / "all.svg")
     assert "LEVI, size best" in (tmp_path / "all.svg").read_text()

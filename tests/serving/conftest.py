@@ -55,6 +55,14 @@ def entity_toy_repository(entity_toy: Toy, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def pair_toy_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy model with pair views; not to be changed."""
+    folder = tmp_path_factory.mktemp("pair_only")
+    Toy("pair").write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def app(toy_repository: Path) -> Iterator[RunningApp]:
     """The application over the toy model, ready."""
     with RunningApp(settings(toy_repository)) as running:

@@ -415,7 +415,7 @@ def test_permissions(start_redis: Start) -> None:
     server.client.execute_command("ACL", "SETUSER", "bob", "on", ">secret", "~other:*", "+@all")
 
     async def scenario() -> None:
-        with pytest.raises(RemoteError, match=r"the user needs MGET and SET on keys levi:\*"):
+        with pytest.raises(RemoteError, match=r"the user needs MGET, SET and DEL on keys levi:\*"):
             await Remote(f"redis://bob:secret@127.0.0.1:{server.port}", PATIENT).start()
 
     play(scenario)

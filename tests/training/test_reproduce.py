@@ -48,7 +48,7 @@ def plan(
 @pytest.mark.parametrize("views", ["entity", "pair"])
 def test_every_method(bert: Path, tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: str) -> None:
     """One command gives every row, JSON, tables and plots; run again, it fits nothing and says the same."""
-    name = plan(tmp_path, bert, views)
+    name = plan(tmp_path, bert, views, more="sample = 60")
     reproduce(name, tables, tmp_path / "runs", tmp_path / "docs", tmp_path / "cache", "cpu")
     facts = json.loads((tmp_path / "docs" / "tiny.json").read_text())
     assert [row["method"] for row in facts["rows"]] == list(METHODS)

@@ -113,6 +113,7 @@ def test_batches_go_on_over_blocks() -> None:
     blocks = [torch.arange(5), torch.arange(5, 7), torch.arange(7, 14)]
     assert [b.tolist() for b in cut(iter(blocks), 3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
     assert [len(b) for b in cut(iter([torch.arange(6)]), 3)] == [3, 3]
+    assert [len(b) for b in cut(iter([torch.arange(2), torch.arange(2)]), 5)] == [4]
 
 
 def test_the_same_numbers(halved: Halved, bert: Path, cache: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from training.datasets.amazon import load_amazon, load_sentiment
 from training.datasets.dataset import Dataset
 from training.datasets.movielens import load_1m, load_100k, load_csv
 from training.datasets.sample import generate
+from training.datasets.snapshot import load_snapshot
 from training.datasets.tables import load_tables
 from training.errors import UsageError
 
@@ -19,6 +20,7 @@ _LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "amazon": load_amazon,
     "sentiment": load_sentiment,
     "tables": load_tables,
+    "snapshot": load_snapshot,
     "sample": lambda _: generate(),
 }
 NAMES = tuple(_LOADERS)

@@ -74,6 +74,8 @@ class Dataset:
     """Under what terms the data may be used, and so a bundle: it carries entity attributes, and who rated what."""
     binary: bool = False
     """Whether ratings are the two classes 0 and 1; predictions then are probabilities of 1."""
+    part: npt.NDArray[np.int8] | None = None  # [m]
+    """Which part of the split each rating belongs to, by its place in `splits.PARTS`; None lets the seed decide."""
     more: RatingFile | None = None
 
 

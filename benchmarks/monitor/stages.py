@@ -403,12 +403,12 @@ def cost(runs: Runs, cache: Path) -> Any:
 
 
 def _fastest(work: Callable[[], Any], times: int = 7) -> float:
-    """Seconds of the fastest of several times: what lies beside it on the machine only adds."""
+    """Seconds of CPU of the fastest of several times: what runs beside it on the machine only adds."""
     found = []
     for _ in range(times):
-        start = time.perf_counter()
+        start = time.process_time()
         work()
-        found.append(time.perf_counter() - start)
+        found.append(time.process_time() - start)
     return min(found)
 
 

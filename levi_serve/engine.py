@@ -220,10 +220,10 @@ class Engine(ABC):
             asked = np.array([type(pair) is not Probe for pair in pairs])
             found = asked if found is None else found & asked
         if found is None:
-            monitor.observe(users, scores.watched, scores.heads, scores.usable, trained)
+            monitor.observe(users, scores.watched, scores.heads, trained)
         elif found.any():
             users = [users[i] for i in np.flatnonzero(found).tolist()]
-            of = scores.watched[found], scores.heads[found], scores.usable[found]
+            of = scores.watched[found], scores.heads[found]
             monitor.observe(users, *of, (trained[0][found], trained[1][found]))
 
     def _missing(self, pair: Sequence[Known], states: Sequence[int]) -> ServeError | None:

@@ -190,10 +190,11 @@ def write_report(plan: Plan, title: str, results: dict[str, list[Found]], docs: 
             "spread_ood": [float(spread(_rows(f, "ood")).mean()) for f in heads],
             "cost": asdict(found[0].outcome.cost),
         }
-        reference = results.get(plan.reference)
-        if reference is not None and len(reference) == len(found) and method != plan.reference:
+        both = min(len(found), len(results.get(plan.reference, [])))  # a table that was cut short: seeds that both have
+        if both and method != plan.reference:
+            ours = results[plan.reference][:both]
             row |= {
-                f"reference_minus_this_{p}": paired(reference, found, q) for p, q in (("id", "test"), ("ood", "ood"))
+                f"reference_minus_this_{p}": paired(ours, found[:both], q) for p, q in (("id", "test"), ("ood", "ood"))
             }
         rows.append(row)
     facts = {

@@ -105,8 +105,7 @@ class Streams:
     def growth(self, counts: AnyArray) -> DoubleArray:
         """Logarithm [N, T, K] of the factors of N blocks of bin counts [N, R, BINS]."""
         by_stream = counts.transpose(1, 0, 2).astype(np.float64)[self.rows]  # [T, N, BINS]
-        grown: DoubleArray = np.matmul(by_stream, self.factors).transpose(1, 0, 2)
-        return grown
+        return np.ascontiguousarray(np.matmul(by_stream, self.factors).transpose(1, 0, 2))  # sums are made over blocks
 
     def by_stream(self, evidence: DoubleArray) -> DoubleArray:
         """Logarithm [..., T] of each stream's evidence from that of its bets [..., T, K]: their mean."""

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -29,6 +30,8 @@ CHUNK = 512
 """Predictions that are counted together: by themselves a few cost nearly as much."""
 PAUSE_S = 0.02
 """Time between two changes of the shared state, at least: what a process that is killed may not have told."""
+SHOWN = 8
+"""Batches of each chunk whose head ratings are shown: reading all costs as much as judging them."""
 _KEPT = 64
 """Chunks of blocks that wait while other processes change the state; of more, all become one block."""
 _EDGES = np.array(DISAGREEMENT, np.float32)
@@ -39,8 +42,6 @@ class _Batch(NamedTuple):
 
     users: Sequence[Hashable]
     scores: AnyArray
-    heads: DoubleArray
-    usable: BoolArray
     trained_users: BoolArray
     trained_items: BoolArray
 
@@ -76,6 +77,8 @@ class Monitor:
         self._held: list[_Batch] = []
         self._waiting = 0
         """Predictions held."""
+        self._shown = deque[DoubleArray](maxlen=SHOWN)
+        """Head ratings of the last batches."""
         self._told = -PAUSE_S
         """When the state was last changed, or that was tried [`perf_counter` seconds]."""
 
@@ -84,21 +87,20 @@ class Monitor:
         users: Sequence[Hashable],
         scores: AnyArray,
         heads: DoubleArray,
-        usable: BoolArray,
         trained: tuple[BoolArray, BoolArray],
     ) -> None:
         """Watch B predictions. Of each user only the first in a round is evidence.
 
         Args:
             users: [B], who they are for.
-            scores: [B, S] as `Scorer` gives them.
-            heads: [B, n] head ratings.
-            usable: [B], whether they are finite; what is not is as strange as can be.
+            scores: [B, S] as `Scorer` gives them; without a finite spread a prediction is as strange as can be.
+            heads: [B, n] head ratings, only to be shown: of the batches that are counted together, the last SHOWN.
             trained: [B] each, whether the user and the item were trained on.
 
         """
         with self._lock:
-            self._held.append(_Batch(users, scores, heads, usable, *trained))
+            self._held.append(_Batch(users, scores, *trained))
+            self._shown.append(heads)
             self._waiting += len(users)
             # Under load the state is changed every PAUSE_S; when it is quiet, as soon as there is a block.
             if self._waiting >= BLOCK and time.perf_counter() - self._told >= PAUSE_S:
@@ -114,23 +116,25 @@ class Monitor:
         start = time.perf_counter()
         columns = list(zip(*self._held, strict=True))
         users = list(chain.from_iterable(columns[0]))
-        scores, heads, usable, *trained = map(np.concatenate, columns[1:])
+        scores, *trained = map(np.concatenate, columns[1:])
         self._held.clear()
         self._waiting = 0
-        if not usable.all():
-            scores[~usable] = np.nan
-            heads = heads[usable]
+        spreads = np.ascontiguousarray(scores[:, 0])
+        if not (finite := np.isfinite(spreads)).all():
+            scores[~finite] = np.nan
         new = ~np.stack(trained)  # [2, B]
         self._count(scores, new, np.array(self._rounds.heard(users), np.intp))
         watched = self._watched
         watched.predictions += len(users)
         watched.new += new.sum(axis=1)
-        watched.heads[0] += np.einsum("bn->n", heads)
-        watched.heads[1] += np.einsum("bn,bn->n", heads, heads)
+        heads = np.concatenate(self._shown)
+        self._shown.clear()
+        if not (rated := np.isfinite(heads).all(axis=1)).all():
+            heads = heads[rated]
+        watched.heads += np.einsum("bn->n", heads), np.einsum("bn,bn->n", heads, heads)
         watched.rated += len(heads)
-        spreads = np.ascontiguousarray(scores[:, 0])
         watched.spreads += np.bincount(_EDGES.searchsorted(spreads), minlength=len(DISAGREEMENT) + 1)
-        watched.spread_sum += float(np.nansum(spreads, dtype=np.float64))
+        watched.spread_sum += float(spreads[finite].sum(dtype=np.float64))
         watched.seconds += time.perf_counter() - start
 
     def _count(self, scores: AnyArray, new: BoolArray, heard: Int64Array) -> None:

@@ -55,7 +55,7 @@ class World:
             scores = monitor.reference.scorer(heads, self.support(batch))
             who = users(batch) if users else self.rng.integers(0, 10**6, batch).tolist()
             trained = np.ones(batch, np.bool_), self.rng.random(batch) >= new
-            monitor.observe(who, scores, heads.astype(np.float64), np.ones(batch, np.bool_), trained)
+            monitor.observe(who, scores, heads.astype(np.float64), trained)
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def test_batches_and_hand_overs_do_not_matter(
         monitor = Monitor(reference, detector, None, lambda: 0.0)
         for at in range(0, count, size):
             part = slice(at, at + size)
-            monitor.observe(who[part], scores[part], heads[part], known[part], (known[part], known[part]))
+            monitor.observe(who[part], scores[part], heads[part], (known[part], known[part]))
         record = monitor.read()
         found.append([record[name].tobytes() for name in ("predictions", "evidence", "counts", "blocks", "spreads")])
     assert found[0] == found[1]
@@ -122,7 +122,7 @@ def test_numbers_that_are_none(monitor: Monitor, reference: Reference, world: Wo
         heads = world.heads(32) * np.float32(np.nan)
         known = np.ones(32, np.bool_)
         scores = reference.scorer(heads, world.support(32))
-        monitor.observe(list(range(start, start + 32)), scores, heads, ~known, (known, known))
+        monitor.observe(list(range(start, start + 32)), scores, heads, (known, known))
     record = monitor.read()
     assert record["counts"][0, 19] == 8 * BLOCK
     assert record["active"]

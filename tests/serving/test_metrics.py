@@ -323,7 +323,7 @@ def test_documented(app: RunningApp) -> None:
     """docs/operations.md explains each metric, and none that does not exist."""
     monitor, known = app.live.service.monitor, np.ones(BLOCK, np.bool_)
     scores = np.zeros((BLOCK, len(monitor.reference.names)), np.float32)
-    monitor.observe(range(BLOCK), scores, np.ones((BLOCK, HEADS)), known, (known, known))
+    monitor.observe(range(BLOCK), scores, np.ones((BLOCK, HEADS)), (known, known))
     monitor.observe_errors(np.ones(1))
     exposed = set(re.findall(r"^# TYPE (\S+)", app.get("/metrics").text, re.MULTILINE))
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -21,8 +21,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,21 +143,19 @@ class Senders:
         number = 0
         while not self._over.is_set():
             try:
-                with socket.create_connection(("127.0.0.1", self._port), timeout=5) as line:
+                with closing(HTTPConnection("127.0.0.1", self._port, timeout=5)) as line:
                     while not self._over.is_set():
                         if self._one(line, f"{client}-{number}"):
                             number += 1
-            except OSError:
+            except (OSError, HTTPException):
                 self._over.wait(0.01)
 
-    def _one(self, line: socket.socket, id_: str) -> bool:
-        body = json.dumps({**self._rating, "id": id_}).encode()
-        head = f"POST /feedback HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        line.sendall(head.encode() + b"\r\n\r\n" + body)
-        answer = line.recv(4096)
-        if not answer:
-            raise ConnectionResetError
-        if not answer.startswith(b"HTTP/1.1 200") or id_.encode() not in answer:
+    def _one(self, line: HTTPConnection, id_: str) -> bool:
+        body = json.dumps({**self._rating, "id": id_})
+        line.request("POST", "/feedback", body, {"Content-Type": "application/json"})
+        answer = line.getresponse()
+        said = answer.read()
+        if answer.status != HTTPStatus.OK or json.loads(said)["id"] != id_:
             self._over.wait(0.01)
             return False
         self.acknowledged.add(id_)

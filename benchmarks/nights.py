@@ -60,8 +60,8 @@ class Nights(Command):
         Field(description="Folder of fits and repository. A benchmark that was killed goes on there."),
     ] = Path("runs/nights")
     seed: Annotated[int, Field(description="Of split and fits.")] = 0
-    epochs: Annotated[int, Field(description="Of each night's warm fit.")] = 3
-    learning_rate: Annotated[float, Field(description="Of each night's warm fit.")] = 2e-3
+    epochs: Annotated[int, Field(description="Of each night's warm fit.")] = 1
+    learning_rate: Annotated[float, Field(description="Of each night's warm fit.")] = 5e-4
     cache: Annotated[Path, Field(default_factory=default_cache, description="Folder of cached views.")]
     out: Annotated[Path, Field(description="Where the figures go.")] = Path("benchmarks/results/nights.json")
     plot: Annotated[Path, Field(description="Where the plot goes.")] = Path("docs/plots/nights.svg")

@@ -54,6 +54,12 @@ class Line:
         self.send(data)
         return self.answer()[0]
 
+    def insists(self, data: bytes) -> int:
+        """The first status that is no refusal: those that came before may still be on their way out."""
+        while (status := self.asked(data)) == 429:
+            pass
+        return status
+
     def ended(self) -> bool:
         """Whether the server has closed it, which is waited for."""
         return not self._socket.recv(1)
@@ -127,9 +133,8 @@ def test_refused(full: Full, request_: bytes) -> None:
         assert (ordinary.status_code, ordinary.content) == (429, body)
         assert line.asked(request_) == 429
         assert perf_counter() - start > 0.008  # the loop counts in milliseconds
-        line.send(GET)
         full.gate.open()
-        assert line.answer()[0] == 200
+        assert line.insists(GET) == 200
 
 
 def test_the_rest_of_a_refused_list(full: Full) -> None:
@@ -141,8 +146,8 @@ def test_the_rest_of_a_refused_list(full: Full) -> None:
         line.send(body[10:30_000])
         line.send(body[30_000:])
         full.gate.open()
-        assert line.asked(GET) == 200
-        assert line.asked(POST) == 200
+        assert line.insists(GET) == 200
+        assert line.insists(POST) == 200
 
 
 def test_what_waits_in_the_socket_is_late(full: Full, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +159,7 @@ def test_what_waits_in_the_socket_is_late(full: Full, monkeypatch: pytest.Monkey
         assert line.answer()[0] == 429
         full.gate.open()
         assert line.asked(hurried) == 429
-        assert line.asked(GET) == 200
+        assert line.insists(GET) == 200
 
 
 def test_an_answer_that_the_loop_held_up(app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> None:

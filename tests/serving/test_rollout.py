@@ -502,9 +502,11 @@ def test_reloads_leave_nothing_behind(app: RunningApp, repository: Path) -> None
         watched = sum(map(len, app.metrics._depths.values()))
         return alive, watched, len(mapped), len(app.rollout._seen) + len(app.rollout._failures)
 
+    seen.append(weakref.ref(app.live.service))
     write(repository, 2)
     looks(app)
     seen.append(weakref.ref(app.live.service))
+    until(lambda: left()[0] == 1)  # version 1 has been let go of
     before = left()
     for version in range(3, 13):
         write(repository, version)

@@ -14,7 +14,7 @@ from training.errors import UsageError
 
 def test_unknown_names_are_answered_with_the_known() -> None:
     """A wrong name is a usage error that lists the right ones."""
-    known = "ml-100k, ml-1m, ml-csv, amazon, sentiment, tables, sample"
+    known = "ml-100k, ml-1m, ml-csv, amazon, sentiment, tables, snapshot, sample"
     with pytest.raises(UsageError, match=f"no dataset 'ml-10m'; choose one of {known}"):
         load("ml-10m", None)
 

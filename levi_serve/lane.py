@@ -20,6 +20,7 @@ from levi_serve.batcher import Job
 from levi_serve.engine_entity import EntityEngine
 from levi_serve.errors import OverloadedError, ServeError, UnknownIdError
 from levi_serve.guard import Token
+from levi_serve.lists import Lists
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.predictor import Pair
@@ -50,17 +51,21 @@ class Lane(Protocol):
         trial: Trial,
         metrics: Metrics,
         away: TurnedAway,
+        lists: Lists,
         timeout_s: float,
         token: Token | None,
         **named: Any,
     ) -> None:
         """`timeout_s` is what a request gets that does not say how long its caller waits. Without the `token`, if there
-        is one, no request enters the lane. Those that are refused are turned `away`.
+        is one, no request enters the lane. Those that are refused are turned `away`; `lists` knows what is under way.
         """
         super().__init__(*arguments, metrics=metrics, **named)
         self._live = live
         self._trial = trial
         self._away = away
+        self._lists = lists
+        self._list = False
+        """Whether one that was let in is under way."""
         self._timeout_s = timeout_s
         self._token = token
         self._midway = False
@@ -101,6 +106,11 @@ class Lane(Protocol):
         self._midway = False
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """An answer of the ordinary way is written."""
+        self._end_list()
+        super().on_response_complete()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """A client has come."""
         super().connection_made(transport)
@@ -114,6 +124,7 @@ class Lane(Protocol):
             self._metrics.request(ROUTE, "GET", "unanswered", perf_counter() - self._seen)
         if self._idle is not None:
             self._idle.cancel()
+        self._end_list()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -173,11 +184,23 @@ class Lane(Protocol):
         if rest < 0:
             return False
         deadline = self._deadline(timeout)
-        retry_after = service.engine.crowded(deadline, self._seen, a_list=True) or int(deadline <= self._seen)
+        retry_after = (
+            service.engine.crowded(deadline, self._seen, a_list=True)
+            or self._lists.crowded(deadline, self._seen)
+            or int(deadline <= self._seen)
+        )
         if retry_after:
             self._turn_away(route.decode(), "POST", retry_after)
             self._rest = rest
+        else:
+            self._list = True
+            self._lists.begin()
         return bool(retry_after)
+
+    def _end_list(self) -> None:
+        if self._list:
+            self._list = False
+            self._lists.end()
 
     def _deadline(self, timeout: float | None) -> float:
         """When the answer must be there. What comes as soon as the connection is read again may have waited all the

@@ -18,6 +18,7 @@ from levi_serve.bundle.commands import RunError
 from levi_serve.cli import Serve
 from levi_serve.guard import Token
 from levi_serve.lane import Lane
+from levi_serve.lists import Lists
 from levi_serve.live import Live
 from levi_serve.metrics import Metrics
 from levi_serve.protocol import Protocol
@@ -56,9 +57,15 @@ def serve(
     protocol: Callable[..., Protocol] = partial(Protocol, metrics=metrics)
     if not settings.access_log:  # the lane writes none
         token = Token(settings.token.get_secret_value()) if settings.token else None
-        timeout_s, away = settings.timeout_ms / 1000, TurnedAway(live)
         protocol = partial(
-            Lane, live=live, trial=app.state.trial, metrics=metrics, away=away, timeout_s=timeout_s, token=token
+            Lane,
+            live=live,
+            trial=app.state.trial,
+            metrics=metrics,
+            away=TurnedAway(live),
+            lists=Lists(),
+            timeout_s=settings.timeout_ms / 1000,
+            token=token,
         )
     Server(app, live, protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)
 

@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from levi_serve import exchange, lane
 from levi_serve.lane import Lane
+from levi_serve.lists import Lists
 from levi_serve.turned_away import TurnedAway
 
 from .conftest import settings
@@ -86,6 +87,7 @@ class Full:
             "trial": app.app.state.trial,
             "metrics": app.metrics,
             "away": TurnedAway(app.live),
+            "lists": Lists(),
             "timeout_s": 9,
             "token": None,
         }

@@ -1,0 +1,47 @@
+"""Lists that are under way, from their head to their answer. Reading, checking and writing a list takes longer than the
+model does, and no queue of the engine shows it: how many may be under way follows from how fast they come out.
+"""
+
+from __future__ import annotations
+
+import math
+from time import perf_counter
+
+_SHARE = 0.5
+"""The part of a caller's time that those before may take; the rest is for what the estimate does not see."""
+_LONGEST_S = 0.1
+"""What a list waits for those before it at most, whatever time it has: more of them would only find the queue full."""
+_SMOOTH = 0.05
+"""Weight of the newest list in the pace: they come out several at a time."""
+
+
+class Lists:
+    """Those of one process."""
+
+    def __init__(self) -> None:
+        """Nothing is under way."""
+        self._under_way = 0
+        self._pace = 0.0
+        """Seconds a list while several are under way."""
+        self._since: float | None = None
+        """When the last one came out, if it left others behind."""
+
+    def crowded(self, deadline: float, now: float) -> int:
+        """0 if a list that comes now is likely to be answered by its deadline [`perf_counter` seconds] and soon; else
+        the seconds until one may be.
+        """
+        seconds = self._under_way * self._pace / _SHARE
+        return max(1, math.ceil(seconds)) if seconds > min(deadline - now, _LONGEST_S) and now < deadline else 0
+
+    def begin(self) -> None:
+        """One was let in."""
+        self._under_way += 1
+
+    def end(self) -> None:
+        """One was answered, or its client has gone."""
+        now = perf_counter()
+        if self._since is not None:
+            pace = now - self._since
+            self._pace += (pace - self._pace) * (_SMOOTH if self._pace else 1.0)
+        self._under_way -= 1
+        self._since = now if self._under_way else None

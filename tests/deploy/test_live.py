@@ -208,12 +208,11 @@ def workers(stage: Stage) -> None:
 
 
 def slow(stage: Stage) -> None:
-    """A backbone that is too slow for the new entities that come."""
+    """A backbone that is too slow for the new entities that come; callers have time, or the queue would stay short."""
     repository = stage.repository("levi-slow")
     slow_down(repository)
-    server = stage.server(
-        "levi-slow", repository, "--encode-batch", "1", "--max-pairs", "4", "--max-queue", "20", "--no-monitor"
-    )
+    flags = ("--encode-batch", "1", "--max-pairs", "4", "--max-queue", "20", "--no-monitor", *PATIENT)
+    server = stage.server("levi-slow", repository, *flags)
     server.settled()
     number = count()
 

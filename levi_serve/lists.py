@@ -9,8 +9,10 @@ from time import perf_counter
 
 _SHARE = 0.5
 """The part of a caller's time that those before may take; the rest is for what the estimate does not see."""
+_FEW = 16
+"""So many may be under way whatever they take, if their callers have the time."""
 _LONGEST_S = 0.1
-"""What a list waits for those before it at most, whatever time it has: more of them would only find the queue full."""
+"""What more than a few wait at most, whatever time they have: more of them would only find the queue full."""
 _SMOOTH = 0.05
 """Weight of the newest list in the pace: they come out several at a time."""
 
@@ -31,7 +33,8 @@ class Lists:
         the seconds until one may be.
         """
         seconds = self._under_way * self._pace / _SHARE
-        return max(1, math.ceil(seconds)) if seconds > min(deadline - now, _LONGEST_S) and now < deadline else 0
+        longest = deadline - now if self._under_way < _FEW else min(deadline - now, _LONGEST_S)
+        return max(1, math.ceil(seconds)) if deadline - now > 0 and seconds > longest else 0
 
     def begin(self) -> None:
         """One was let in."""

@@ -208,11 +208,12 @@ def workers(stage: Stage) -> None:
 
 
 def slow(stage: Stage) -> None:
-    """A backbone that is too slow for the new entities that come; callers have time, or the queue would stay short."""
+    """A backbone that is too slow for the new entities that come."""
     repository = stage.repository("levi-slow")
     slow_down(repository)
-    flags = ("--encode-batch", "1", "--max-pairs", "4", "--max-queue", "20", "--no-monitor", *PATIENT)
-    server = stage.server("levi-slow", repository, *flags)
+    server = stage.server(
+        "levi-slow", repository, "--encode-batch", "1", "--max-pairs", "4", "--max-queue", "20", "--no-monitor"
+    )
     server.settled()
     number = count()
 

@@ -24,9 +24,11 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert some.crowded(102.081, 102.0) == 0
     assert some.crowded(math.inf, 102.0) == 0
     assert some.crowded(101.0, 102.0) == 0  # late already: that is told otherwise
-    for _ in range(3):
+    for _ in range(7):
         some.begin()
-    assert some.crowded(math.inf, 102.0) == 1  # eleven: 110 ms
+    assert some.crowded(math.inf, 102.0) == 0  # fifteen are few
+    some.begin()
+    assert some.crowded(math.inf, 102.0) == 1  # sixteen: 160 ms
 
 
 def test_idle_times_are_no_pace(monkeypatch: pytest.MonkeyPatch) -> None:

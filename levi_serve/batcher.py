@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from levi_serve.errors import DeadlineError, NotReadyError, OverloadedError
+from levi_serve.pace import Pace
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -145,10 +146,8 @@ class Batcher(Generic[Item, Answer]):
         self._free = permits
         self._workers: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._pace = 0.0
-        """Seconds per item while there is a backlog, whatever else the process does meanwhile included."""
-        self._since: float | None = None
-        """When the last run ended, if it left a backlog."""
+        self._pace = Pace(_SMOOTH)
+        """Of items, while there is a backlog."""
         self._running = 0
         """Items in runs."""
         self._began = 0.0
@@ -185,9 +184,9 @@ class Batcher(Generic[Item, Answer]):
         there may be room.
         """
         waiting = len(self._queue)
-        seconds = waiting * self._pace
+        seconds = waiting * self._pace.seconds
         if self._running:  # what is left of it: a backbone's run may take half of the time that a caller has
-            seconds += max(0.0, self._running * self._pace - (now - self._began))
+            seconds += max(0.0, self._running * self._pace.seconds - (now - self._began))
         if waiting + count > self._max_queue or now < deadline < now + seconds / _SHARE:
             self._shed("full", count)
             return min(max(1, math.ceil(seconds)), _LONGEST_RETRY)
@@ -285,13 +284,7 @@ class Batcher(Generic[Item, Answer]):
         finally:
             self._running -= len(batch)
         end = perf_counter()
-        self._measure(len(batch), end)
+        self._pace.out(len(batch), end, more=len(self._queue) > 0)
         for (job, place), answer in zip(batch, answers, strict=True):
             job.deliver(place, answer)
         self._observe(len(batch), end - start, start - min(job.arrived for job, _ in batch))
-
-    def _measure(self, count: int, end: float) -> None:
-        if self._since is not None:
-            pace = (end - self._since) / count
-            self._pace += (pace - self._pace) * (_SMOOTH if self._pace else 1.0)
-        self._since = end if len(self._queue) else None

@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 from time import perf_counter
 
+from levi_serve.pace import Pace
+
 _SHARE = 0.5
 """The part of a caller's time that those before may take; the rest is for what the estimate does not see."""
 _FEW = 16
@@ -23,16 +25,13 @@ class Lists:
     def __init__(self) -> None:
         """Nothing is under way."""
         self._under_way = 0
-        self._pace = 0.0
-        """Seconds a list while several are under way."""
-        self._since: float | None = None
-        """When the last one came out, if it left others behind."""
+        self._pace = Pace(_SMOOTH)
 
     def crowded(self, deadline: float, now: float) -> int:
         """0 if a list that comes now is likely to be answered by its deadline [`perf_counter` seconds] and soon; else
         the seconds until one may be.
         """
-        seconds = self._under_way * self._pace / _SHARE
+        seconds = self._under_way * self._pace.seconds / _SHARE
         longest = deadline - now if self._under_way < _FEW else min(deadline - now, _LONGEST_S)
         return max(1, math.ceil(seconds)) if deadline - now > 0 and seconds > longest else 0
 
@@ -42,9 +41,5 @@ class Lists:
 
     def end(self) -> None:
         """One was answered, or its client has gone."""
-        now = perf_counter()
-        if self._since is not None:
-            pace = now - self._since
-            self._pace += (pace - self._pace) * (_SMOOTH if self._pace else 1.0)
         self._under_way -= 1
-        self._since = now if self._under_way else None
+        self._pace.out(1, perf_counter(), more=self._under_way > 0)

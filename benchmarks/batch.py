@@ -6,11 +6,9 @@ python -m benchmarks.batch --model-repo model_repo --label "fp16 rows"   # adds 
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -23,7 +21,7 @@ from levi_serve.predictor import entity_feeds
 from levi_serve.recommend import Recommender
 from levi_serve.versions import load, newest
 from training.checkpoint import write_json
-from training.run import versions
+from training.conditions import conditions
 
 BATCHES = (1, 16, 32)
 K = 10
@@ -62,9 +60,7 @@ class Batch(Command):
         found = json.loads(self.out.read_bytes()) if self.out.exists() else {}
         found[self.label] = {
             "command": f"python -m benchmarks.batch --label '{self.label}'",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{platform.system()} {platform.machine()}, one thread",
-            "versions": versions(),
+            **conditions("one thread"),
             "items": len(items),
             "width": version.manifest.layout.width,
             **row,

@@ -11,12 +11,10 @@ and adds a line to benchmarks/results/ood_log.jsonl every time that it does. It 
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +30,7 @@ from levi_serve.bundle.commands import Command, run
 from training.backbones import load_backbone
 from training.baselines import ridge, user_mean
 from training.checkpoint import write_json
+from training.conditions import conditions, versions
 from training.datasets import load
 from training.datasets.dataset import Dataset, with_content
 from training.evaluate import METRICS, Evaluation, evaluate
@@ -39,7 +38,7 @@ from training.features import prepare
 from training.fit import Fold, ViewStage, fit_by_sampling, predict
 from training.model import SIZES, FactorSize, layer_weights
 from training.options import Options, Recipe, default_cache
-from training.run import fit, open_run, versions
+from training.run import fit, open_run
 from training.splits import genre_folds, item_folds, split
 
 SEEDS = (0, 1, 2)
@@ -158,7 +157,7 @@ class Compare(OnData):
         }
         levi = table[0]
         with (RESULTS / "ood_log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"date": _now(), "commit": commit, "seeds": SEEDS, **levi}) + "\n")
+            log.write(json.dumps({"date": conditions()["date"], "commit": commit, "seeds": SEEDS, **levi}) + "\n")
         facts = _facts("compare") | {
             "commit": commit,
             "seeds": SEEDS,
@@ -239,15 +238,10 @@ def _committed() -> str:
     return head.stdout.strip()
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def _facts(command: str) -> dict[str, object]:
     return {
         "command": f"python -m benchmarks.best {command} --data ml-100k",
-        "date": _now(),
-        "machine": f"{platform.system()} {platform.machine()}, CPU only",
+        **conditions(),
         "versions": versions() | {name: version(name) for name in ("scikit-surprise", "myfm", "cornac")},
     }
 

@@ -9,8 +9,6 @@ open. The job is the command as a user runs it, from its start to its end; `insi
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import re
 import shutil
 import socket
@@ -20,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +31,7 @@ from levi_serve.bundle.manifest import read_manifest
 from levi_serve.bundle.rows import Table
 from levi_serve.repository import numbers
 from training.checkpoint import write_json
+from training.conditions import conditions
 
 _SAMPLE = 20_000
 """Pairs that are asked for one by one."""
@@ -80,8 +78,7 @@ class Bulk(Command):
             row["ratio"] = row["per_second"] / rows[0]["per_second"]
         facts = {
             "command": f"python -m benchmarks.bulk --processes {self.processes}",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+            **conditions(),
             "rows": rows,
             "identical_files": len(digests) == 1,
         }

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -26,7 +25,7 @@ from levi_serve.predictor import GivenPair, PairReader, entity_feeds
 from levi_serve.store import TableStore
 from levi_serve.versions import Version, load, newest
 from training.checkpoint import write_json
-from training.run import versions
+from training.conditions import conditions
 
 Work: TypeAlias = dict[str, Any]
 
@@ -57,8 +56,7 @@ class Cuda(Command):
         locked = page_locked() is not None
         facts: dict[str, Any] = {
             "command": f"python -m benchmarks.cuda --bundle {self.bundle.name}",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
+            **conditions(),
             "precision": cpu.manifest.run.get("precision", ""),
             "page_locked": locked,
             "tolerance": cpu.manifest.golden_tolerance,

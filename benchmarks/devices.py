@@ -13,11 +13,9 @@ backbone). It writes benchmarks/results/devices.json and exits 1 where validatio
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -25,8 +23,9 @@ from pydantic import Field, PositiveInt
 
 from levi_serve.bundle.commands import Command, RunError, run
 from training.checkpoint import write_json
+from training.conditions import conditions
 from training.options import Device, default_cache
-from training.run import RECORD, versions
+from training.run import RECORD
 
 FITS = {"frozen": ["--adapt=none"], "HT": ["--adapt=ht"], "LoRA": ["--adapt=lora"]}
 PLAIN = [
@@ -64,9 +63,7 @@ class Devices(Command):
                 raise RunError(f"{name}: validation RMSE differs by {off:.2g}, more than {ALLOWED[name]:g}")
         facts = {
             "command": f"python -m benchmarks.devices --device {self.device} --processes {self.processes}",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{platform.system()} {platform.machine()}",
-            "versions": versions(),
+            **conditions(),
             "allowed": ALLOWED,
             "rows": rows,
         }

@@ -5,10 +5,8 @@ python -m benchmarks.genre_shift --data DIR     # prints a table, writes benchma
 
 from __future__ import annotations
 
-import platform
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 from typing import Annotated
@@ -17,9 +15,10 @@ from pydantic import Field
 
 from levi_serve.bundle.commands import Command, run
 from training.checkpoint import write_json
+from training.conditions import conditions
 from training.evaluate import METRICS, Evaluation, Row, evaluate
 from training.options import Options, ViewKind, default_cache
-from training.run import Record, fit, open_run, versions
+from training.run import Record, fit, open_run
 
 SEEDS = (0, 1, 2)
 VIEWS: tuple[ViewKind, ...] = ("entity", "pair", "none")
@@ -43,9 +42,7 @@ class GenreShift(Command):
         rows += [_summary([e.rows[i] for _, e in found]) for i in range(1, len(found[0][1].rows))]
         facts = {
             "command": "python -m benchmarks.genre_shift --data ml-100k",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{platform.system()} {platform.machine()}, CPU only",
-            "versions": versions(),
+            **conditions(),
             "seeds": SEEDS,
             "rows": rows,
         }

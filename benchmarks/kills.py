@@ -22,7 +22,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -37,6 +36,7 @@ from levi_serve.bundle.manifest import read_manifest
 from levi_serve.cli import main
 from levi_serve.repository import numbers
 from training.checkpoint import write_json
+from training.conditions import conditions
 
 CLIENTS = 8
 _AT_LEAST = 20
@@ -55,8 +55,7 @@ class Kills(Command):
         """Print the figures and write them."""
         facts: dict[str, Any] = {
             "command": f"python -m benchmarks.kills --kills {self.kills}",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{os.cpu_count()} cores, Python {sys.version.split()[0]}",
+            **conditions(),
         }
         with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as (url, version):
             facts["redis"] = version

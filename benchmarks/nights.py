@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import platform
 import re
 import shutil
 import subprocess
@@ -22,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,13 +30,14 @@ from pydantic import Field
 from levi_serve.bundle import DoubleArray, Int64Array
 from levi_serve.bundle.commands import Command, RunError, run
 from training.checkpoint import write_json
+from training.conditions import conditions
 from training.datasets import load
 from training.datasets.dataset import Dataset, Ratings, with_item_text
 from training.datasets.snapshot import write_snapshot
 from training.gates import Judged, in_service, interval
 from training.night import REPORT, Report, read_report
 from training.options import Options, default_cache
-from training.run import fit, open_run, versions
+from training.run import fit, open_run
 from training.splits import PARTS, split
 
 NIGHTS = 5
@@ -93,9 +91,7 @@ class Nights(Command):
         facts = {
             "command": f"python -m benchmarks.nights --data ml-100k --seed {self.seed} --epochs {self.epochs} "
             f"--learning-rate {self.learning_rate:g}",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-            "versions": versions(),
+            **conditions(),
             "nights": rows,
             "pooled_rmse": {name: float(np.sqrt(errors.mean())) for name, errors in pooled.items()},
             "with_feedback_minus": pairs,

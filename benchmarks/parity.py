@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,9 +15,10 @@ from pydantic import Field, PositiveInt
 from levi_serve.bundle.commands import Command, run
 from levi_serve.bundle.manifest import read_manifest
 from training.checkpoint import write_json
+from training.conditions import conditions
 from training.export import PARITY, export
 from training.options import Options, default_cache
-from training.run import fit, open_run, versions
+from training.run import fit, open_run
 
 CASES: tuple[tuple[Literal["entity", "pair"], Literal["ref", "paper"]], ...] = (
     ("entity", "ref"),
@@ -67,8 +67,7 @@ class Parity(Command):
             self.out,
             {
                 "command": "python -m benchmarks.parity --data ml-100k",
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "versions": versions(),
+                **conditions(),
                 "pairs": self.pairs,
                 "allowed": PARITY,
                 "rows": rows,

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -30,7 +28,7 @@ from levi_serve.predictor import GivenPair
 from levi_serve.recommend import Recommender
 from levi_serve.versions import newest
 from training.checkpoint import write_json
-from training.run import versions
+from training.conditions import conditions
 
 K = 10
 SIZES = (2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
@@ -68,9 +66,7 @@ class Recommend(Command):
         ids = [users.id(int(number)) for number in chosen]
         try:
             return {
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "machine": f"{platform.system()} {platform.machine()}, one thread",
-                "versions": versions(),
+                **conditions("one thread"),
                 "k": K,
                 "same_as_single_pairs": await same(service, items, ids[: self.checked]),
                 "engine": await self._engine(service, items, ids[: self.requests]),

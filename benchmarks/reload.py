@@ -23,7 +23,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +36,7 @@ from levi_serve.bundle.manifest import NAME, Manifest, read_manifest, sha256
 from levi_serve.bundle.rows import Table
 from levi_serve.repository import numbers
 from training.checkpoint import write_json
+from training.conditions import conditions
 
 PAIRS = 10
 """In one POST."""
@@ -61,9 +61,7 @@ class Reload(Command):
         """Print the figures and write them."""
         facts = asyncio.run(self._measure())
         command = f"python -m benchmarks.reload --reloads {self.reloads} --rate {self.rate:g}"
-        machine = f"{os.cpu_count()} cores, Python {sys.version.split()[0]}"
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self.out, {"command": command, "date": date, "machine": machine, **facts})
+        write_json(self.out, {"command": command, **conditions(), **facts})
         print("| requests | steady p50, p99 | in a swap p50, p99 | failed | mixed | memory after first, last reload |")
         print("|---|---|---|---|---|---|")
         steady, swap, memory = facts["steady_ms"], facts["swap_ms"], facts["memory_mib"]

@@ -11,14 +11,12 @@ streamed one has read the whole file once before. A first fit computes the views
 from __future__ import annotations
 
 import json
-import platform
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,12 +33,13 @@ from levi_serve.bundle import Int64Array
 from levi_serve.bundle.commands import Command, run
 from training.backbones import load_backbone
 from training.checkpoint import write_json
+from training.conditions import conditions
 from training.datasets import load
 from training.features import prepare
 from training.fit import Fitter, Fold, Views
 from training.model import SIZES
 from training.options import Options, Recipe, default_cache
-from training.run import accelerator, versions
+from training.run import accelerator
 from training.splits import split
 from training.stream import BUFFER, Stream
 
@@ -107,9 +106,7 @@ class Scale(Command):
     def _write(self, rows: list[dict[str, Any]]) -> None:
         facts = {
             "command": "python -m benchmarks.scale",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{platform.system()} {platform.machine()}, CPU only, beside other work",
-            "versions": versions(),
+            **conditions(),
             "users": USERS,
             "items": ITEMS,
             "batch": BATCH,

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 import urllib.request
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -20,6 +19,7 @@ from pydantic import Field, PositiveInt
 
 from levi_serve.bundle.commands import Command, RunError, run
 from training.checkpoint import write_json
+from training.conditions import conditions
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 60.0
@@ -44,7 +44,7 @@ class Startup(Command):
             found = [self._start(environment / "bin" / "levi-serve") for _ in range(self.starts)]
         facts = {
             "command": "python -m benchmarks.startup",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            **conditions(),
             "environment_mib": size,
             "seconds_to_ready": [seconds for seconds, _ in found],
             "resident_mib": [memory for _, memory in found],

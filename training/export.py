@@ -28,13 +28,14 @@ from training.atomic import atomic_file, publish_folder, staged_folder
 from training.calibrate import SCORE, calibrate
 from training.chain import Chain, Runner, catalogue, onnx_runner, row_numbers, torch_runner
 from training.checkpoint import write_json
+from training.conditions import versions
 from training.errors import RunError, UsageError
 from training.evaluate import METRICS, Evaluation
 from training.fit import predict
 from training.graphs import EncoderGraph, Graph, JoinGraph, PairGraph, write_onnx
 from training.model import Levi
 from training.precision import Precision, lower
-from training.run import Run, versions
+from training.run import Run
 from training.stream import Stream
 from training.triton import config
 

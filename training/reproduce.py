@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
 import tomllib
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
@@ -18,6 +15,7 @@ from levi_serve.bundle import FloatArray, Int64Array
 from levi_serve.bundle.scores import spread
 from training.atomic import atomic_file
 from training.checkpoint import write_json
+from training.conditions import conditions
 from training.cost import Cost
 from training.datasets import load
 from training.datasets.dataset import Dataset
@@ -26,7 +24,7 @@ from training.evaluate import RESAMPLES
 from training.methods import METHODS, Lab, Outcome, Plan, Ratings
 from training.options import Device
 from training.progress import console
-from training.run import data_hash, versions
+from training.run import data_hash
 from training.splits import Split, sampled, split
 from training.tables import markdown, plots
 
@@ -199,9 +197,7 @@ def write_report(plan: Plan, title: str, results: dict[str, list[Found]], docs: 
     facts = {
         "title": plan.title,
         "command": f"levi-train reproduce {title} --data DIR",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.system()} {platform.machine()}, " + ("GPU" if torch.cuda.is_available() else "CPU only"),
-        "versions": versions(),
+        **conditions(),
         "plan": plan.model_dump(mode="json"),
         "wanted": list(plan.methods or METHODS),
         "measure": "accuracy" if next(iter(results.values()))[0].binary else "RMSE",

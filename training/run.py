@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,6 +23,7 @@ from training import start
 from training.adapt import adapt, adapted_backbone
 from training.backbones import Backbone, load_backbone
 from training.checkpoint import load_model, save_model, write_json
+from training.conditions import versions
 from training.datasets import load
 from training.datasets.dataset import Dataset, with_content, with_item_text
 from training.errors import UsageError
@@ -274,12 +273,6 @@ def data_hash(dataset: Dataset) -> str:
     if dataset.more:
         digest.update(sha256(dataset.more.path).encode())
     return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Python and the libraries that numbers depend on."""
-    libraries = ("torch", "transformers", "accelerate", "numpy", "levi-serve")
-    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
 def _claim(out: Path, plan: Plan) -> Record | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from training.checkpoint import write_json
-from training.run import versions
+from training.conditions import conditions, versions
 
 Vector = npt.NDArray[np.float64]
 
@@ -148,9 +146,7 @@ def reproduce_synthetic(docs: Path) -> None:
     descended = {"fine-tuned": descend(PRETRAINED).tolist(), "from scratch": descend(np.zeros(5)).tolist()}
     facts = {
         "command": "levi-train reproduce synthetic",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.system()} {platform.machine()}, CPU only",
-        "versions": versions(),
+        **conditions(),
         "app_b": descended,
         "app_e8": by_model,
         "generator": {"points": COUNT, "transferable": TRANSFERABLE, "spurious": SPURIOUS},

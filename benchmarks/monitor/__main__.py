@@ -8,10 +8,8 @@ python -m benchmarks.monitor --data DIR    # every stage, or those after --stage
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +18,7 @@ from pydantic import Field
 from benchmarks.monitor import stages
 from levi_serve.bundle.commands import Command, run
 from training.checkpoint import write_json
+from training.conditions import conditions
 from training.options import Options, default_cache
 from training.run import Run, fit, open_run
 
@@ -56,8 +55,7 @@ class Stage(Command):
             known = json.loads(self.out.read_text()) if self.out.exists() else {}
             known[name] = {
                 "command": f"python -m benchmarks.monitor --stage {name} --data ml-100k",
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "machine": f"{platform.system()} {platform.machine()}, 2 shared cores, CPU only",
+                **conditions(),
                 "figures": figures,
             }
             write_json(self.out, known)

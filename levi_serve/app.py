@@ -70,9 +70,8 @@ def build_app(
     ready, and able to say why. One that `replaces` another while others serve starts when it is ready, or not at all.
     Workers of one server have a folder that they have `shared`.
     """
-    fleet = FleetMetrics(metrics.own)
-    trial = Trial(live, settings.canary_share, settings.shadow_share, fleet)
-    entities, feedback = _entities(settings, fleet), _feedback(settings, metrics)
+    trial = Trial(live, settings.canary_share, settings.shadow_share, metrics.fleet)
+    entities, feedback = _entities(settings, metrics.fleet), _feedback(settings, metrics)
     admin = Token(settings.admin_token.get_secret_value()) if settings.admin_token else None
     wishes = WishList(Wishes(stable=settings.stable, canary=settings.canary), shared)
     policy = Policy.parse(settings.version)
@@ -181,7 +180,10 @@ def _open(
         from levi_serve.backends.triton import TritonGraph  # noqa: PLC0415 - an extra that most servers do without
 
         remote = partial(
-            TritonGraph, url=settings.triton_url, timeout_s=settings.triton_timeout_ms / 1000, count=metrics.triton
+            TritonGraph,
+            url=settings.triton_url,
+            timeout_s=settings.triton_timeout_ms / 1000,
+            count=metrics.fleet.triton,
         )
     version = load(
         repository,

@@ -103,7 +103,7 @@ class Feedback:
 
         """
         await self._batcher.submit([encode_event(event)], deadline)
-        self._metrics.feedback(known=not event.unknown)
+        self._metrics.fleet.feedback(known=not event.unknown)
 
     async def erase(self, side: int, id_: Id) -> int:
         """Take out all events of a user (side 0) or an item (1); how many there were.
@@ -118,7 +118,7 @@ class Feedback:
         """Keep the backlog's metrics true, for ever."""
         while True:
             try:
-                self._metrics.feedback_backlog(*await self._in_thread(self._log.backlog))
+                self._metrics.fleet.feedback_backlog(*await self._in_thread(self._log.backlog))
             except FeedbackError as error:
                 log.warning("%s", error)
             await asyncio.sleep(_LOOK_S)
@@ -131,7 +131,7 @@ class Feedback:
         self._log.close()
 
     async def _write(self, lines: Sequence[bytes]) -> list[None]:
-        self._metrics.feedback_backlog(*await self._in_thread(self._log.append, lines))
+        self._metrics.fleet.feedback_backlog(*await self._in_thread(self._log.append, lines))
         return [None] * len(lines)
 
     def _in_thread(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:

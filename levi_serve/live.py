@@ -143,7 +143,7 @@ class Live:
             self._metrics.serving(manifest.name, manifest.version, manifest.views)
             if service.monitor is not None:
                 self._metrics.show_monitor(MonitorCollector(service.monitor))
-        self._metrics.labels(stable, canary)
+        self._metrics.fleet.labels(stable, canary)
         if self.status != "draining":
             self._set("ready", None)
 

@@ -20,6 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from levi_serve.bundle import AnyArray
+from levi_serve.metrics_fleet import FleetMetrics
 from levi_serve.store import Counts
 
 Observe = Callable[[float], None]
@@ -31,7 +32,6 @@ _PROBLEMS = ("overloaded", "deadline", "not-ready", "row-unavailable", "model-ou
 """Those that are not the client's doing: alerts look at them from the start."""
 _SHEDS = ("full", "late", "gone")
 _REDIS_FAILURES = ("call", "write", "dropped")
-_OUTCOMES = ("usable", "unusable")
 _TIERS = tuple(field.name for field in fields(Counts))
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
@@ -59,6 +59,7 @@ class Metrics:
             MultiProcessCollector(registry, str(shared))
             _Processes(shared, self._registry)
             registry = None  # what is read is what lies in the files, one's own included
+        self.fleet = FleetMetrics(registry)
         self._requests = Histogram(
             "levi_http_request_duration_seconds",
             "Time from a request's head to the end of its answer.",
@@ -156,42 +157,6 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
-        self._labels = Gauge(
-            "levi_served_version",
-            "The version that a label points at; 0: none.",
-            ["label"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._unusable = Gauge(
-            "levi_unusable_versions",
-            "Versions in the model repository that were to be served and cannot be, now.",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._loads = Counter("levi_version_loads", "Versions loaded, or tried to.", ["outcome"], registry=registry)
-        self._feedback = Counter(
-            "levi_feedback_events", "Events that are durable, by whether all ids are known.", ["ids"], registry=registry
-        )
-        self._backlog = Gauge(
-            "levi_feedback_backlog_bytes",
-            "Bytes in the feedback log that nobody has taken away.",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._oldest = Gauge(
-            "levi_feedback_oldest_timestamp_seconds",
-            "When the oldest file of the feedback log was begun.",
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self._triton_failures = Counter("levi_triton_failures", "Calls of Triton that failed.", registry=registry)
-        self._triton_open = Gauge(
-            "levi_triton_breakers_open",
-            "Graphs that Triton is not asked for at the moment, since it failed.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
         self._left_out = Counter(
             "levi_items_left_out",
             "Items that were not recommended, since the model gave no finite number for them.",
@@ -202,7 +167,6 @@ class Metrics:
             (self._lookups, _TIERS),
             (self._redis_errors, _REDIS_FAILURES),
             (self._degraded, _SIDES),
-            (self._loads, _OUTCOMES),
         ):
             for label in labels:
                 counter.labels(label)  # a rate needs the zero that came before the first event
@@ -345,41 +309,9 @@ class Metrics:
         self._registry.register(monitor)
 
     @property
-    def own(self) -> CollectorRegistry | None:
-        """Where metrics of other modules are registered; several workers have theirs in the files."""
-        return self._registry if self._shared is None else None
-
-    @property
     def shared(self) -> Path | None:
         """Folder of what workers share."""
         return self._shared
-
-    def triton(self, failures: int, opened: int) -> None:
-        """Count calls of Triton that failed, and graphs that are left alone."""
-        self._triton_failures.inc(failures)
-        self._triton_open.inc(opened)
-
-    def feedback(self, known: bool) -> None:
-        """Count an event that is durable."""
-        self._feedback.labels("known" if known else "unknown").inc()
-
-    def feedback_backlog(self, size: int, oldest: float) -> None:
-        """What lies in the log: bytes, and when its oldest file was begun [s since 1970]."""
-        self._backlog.set(size)
-        self._oldest.set(oldest)
-
-    def labels(self, stable: int, canary: int | None) -> None:
-        """The labels point at these versions."""
-        self._labels.labels("stable").set(stable)
-        self._labels.labels("canary").set(canary or 0)
-
-    def loaded(self, usable: bool) -> None:
-        """Count a version that was loaded and proven, or could not be."""
-        self._loads.labels(_OUTCOMES[not usable]).inc()
-
-    def unusable(self, count: int) -> None:
-        """How many versions are not served although they should be."""
-        self._unusable.set(count)
 
     def ready(self, ready: bool) -> None:
         """Whether the server takes traffic."""

@@ -1,10 +1,13 @@
-"""What Prometheus may read of that which several servers, or several versions, have in common."""
+"""What Prometheus may read of versions, of what came after their export, and of Triton: what concerns more than one
+server or one version.
+"""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
 _DIFFERENCES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_LOADS = ("usable", "unusable")
 _OUTCOMES = ("compared", "skipped", "failed")
 _LABELS = ("stable", "canary")
 
@@ -13,7 +16,43 @@ class FleetMetrics:
     """Beside a server's own metrics, in their registry."""
 
     def __init__(self, registry: CollectorRegistry | None) -> None:
-        """`registry` is what `Metrics.own` is."""
+        """Several workers have no `registry`: theirs are in the files."""
+        self._labels = Gauge(
+            "levi_served_version",
+            "The version that a label points at; 0: none.",
+            ["label"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._unusable = Gauge(
+            "levi_unusable_versions",
+            "Versions in the model repository that were to be served and cannot be, now.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._loads = Counter("levi_version_loads", "Versions loaded, or tried to.", ["outcome"], registry=registry)
+        self._feedback = Counter(
+            "levi_feedback_events", "Events that are durable, by whether all ids are known.", ["ids"], registry=registry
+        )
+        self._backlog = Gauge(
+            "levi_feedback_backlog_bytes",
+            "Bytes in the feedback log that nobody has taken away.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._oldest = Gauge(
+            "levi_feedback_oldest_timestamp_seconds",
+            "When the oldest file of the feedback log was begun.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._triton_failures = Counter("levi_triton_failures", "Calls of Triton that failed.", registry=registry)
+        self._triton_open = Gauge(
+            "levi_triton_breakers_open",
+            "Graphs that Triton is not asked for at the moment, since it failed.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self._entities = Gauge(
             "levi_entities",
             "Users and items on the list of what came after the export, by what became of them.",
@@ -27,7 +66,6 @@ class FleetMetrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
-
         self._differences = Histogram(
             "levi_versions_rating_difference",
             "Absolute difference of the ratings that the stable version and the canary give one pair.",
@@ -46,8 +84,36 @@ class FleetMetrics:
             ["outcome"],
             registry=registry,
         )
-        for outcome in _OUTCOMES:
-            self._compared.labels(outcome)
+        for counter, labels in ((self._loads, _LOADS), (self._compared, _OUTCOMES)):
+            for label in labels:
+                counter.labels(label)  # a rate needs the zero that came before the first event
+
+    def triton(self, failures: int, opened: int) -> None:
+        """Count calls of Triton that failed, and graphs that are left alone."""
+        self._triton_failures.inc(failures)
+        self._triton_open.inc(opened)
+
+    def feedback(self, known: bool) -> None:
+        """Count an event that is durable."""
+        self._feedback.labels("known" if known else "unknown").inc()
+
+    def feedback_backlog(self, size: int, oldest: float) -> None:
+        """What lies in the log: bytes, and when its oldest file was begun [s since 1970]."""
+        self._backlog.set(size)
+        self._oldest.set(oldest)
+
+    def labels(self, stable: int, canary: int | None) -> None:
+        """The labels point at these versions."""
+        self._labels.labels("stable").set(stable)
+        self._labels.labels("canary").set(canary or 0)
+
+    def loaded(self, usable: bool) -> None:
+        """Count a version that was loaded and proven, or could not be."""
+        self._loads.labels(_LOADS[not usable]).inc()
+
+    def unusable(self, count: int) -> None:
+        """How many versions are not served although they should be."""
+        self._unusable.set(count)
 
     def difference(self, of_ratings: float) -> None:
         """Both versions have rated one pair."""

@@ -188,7 +188,7 @@ class Rollout:
             self._failures.pop(number, None)
             self._live.unusable.pop(number, None)
             return True
-        self._metrics.loaded(usable=False)
+        self._metrics.fleet.loaded(usable=False)
         known = self._live.unusable.get(number) == reason
         self._live.unusable[number] = reason
         if self._live.fatal is None and not known:
@@ -218,7 +218,7 @@ class Rollout:
             log.exception("%s/%d cannot be loaded", self._name, number)
         else:
             live.add(service)
-            self._metrics.loaded(usable=True)
+            self._metrics.fleet.loaded(usable=True)
             log.info("ready: %s/%d, loaded in %.1f s", self._name, number, time.perf_counter() - start)
             return None
         self._failures[number] = _Failure(seen, again)
@@ -237,4 +237,4 @@ class Rollout:
                 del known[number]
         for number in missing - self._live.loaded.keys():
             self._live.unusable[number] = _MISSING
-        self._metrics.unusable(len(self._live.unusable))
+        self._metrics.fleet.unusable(len(self._live.unusable))

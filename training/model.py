@@ -12,6 +12,7 @@ the server stores; `Levi.join` adds two rows and finishes. Fitting, export and s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
 import torch
@@ -226,7 +227,7 @@ class ViewLinear(nn.Module):
         return torch.einsum("bnk,nkh->bnh", F.dropout(components, self.dropout, self.training), self.weight)
 
 
-class Half(nn.Module):
+class Half(nn.Module, ABC):
     """What belongs to one entity alone: called with id embeddings, codes and components, it makes entity rows."""
 
     ids: nn.Embedding
@@ -235,12 +236,12 @@ class Half(nn.Module):
     """Columns of `codes` that each embedded attribute has."""
     projection: Projection | None
 
+    @abstractmethod
     def forward(self, embedding: Tensor, codes: Tensor, components: Tensor | None) -> Tensor:
         """See `EntityHalf.forward`."""
-        raise NotImplementedError
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """A LEVI network: two halves, one head per layer over two rows, and the heads' weighted mean."""
 
     user: Half
@@ -263,9 +264,9 @@ class Network(nn.Module):
         """The projections of the views: user's and item's with entity views, the pair's with pair views."""
         return [module for module in self.modules() if isinstance(module, Projection)]
 
+    @abstractmethod
     def join(self, user: Tensor, item: Tensor, pair_components: Tensor | None = None) -> Tensor:
         """Head ratings [B, n], unclipped, of user rows and item rows [B, width] (and, with pair views, [B, n, k])."""
-        raise NotImplementedError
 
     def forward(self, batch: Batch) -> Tensor:
         """Head ratings [B, n] of a batch of pairs."""

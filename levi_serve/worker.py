@@ -65,6 +65,7 @@ def serve(
             away=TurnedAway(live),
             lists=Lists(),
             timeout_s=settings.timeout_ms / 1000,
+            max_body_bytes=settings.max_body_bytes,
             token=token,
         )
     Server(app, live, protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)

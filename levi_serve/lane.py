@@ -23,7 +23,6 @@ from levi_serve.engine_entity import EntityEngine
 from levi_serve.errors import DeadlineError, OverloadedError, ServeError, UnknownIdError
 from levi_serve.exchange import SENDING_S
 from levi_serve.guard import Token
-from levi_serve.lists import Lists
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.predictor import Pair
@@ -55,23 +54,18 @@ class Lane(Protocol):
         trial: Trial,
         metrics: Metrics,
         away: TurnedAway,
-        lists: Lists,
         timeout_s: float,
         max_body_bytes: int,
         token: Token | None,
         **named: Any,
     ) -> None:
         """`timeout_s` is what a request gets that does not say how long its caller waits. Without the `token`, if there
-        is one, no request enters the lane. Those that are refused are turned `away`; `lists` knows what is under way
-        outside the lane.
+        is one, no request enters the lane. Those that are refused are turned `away`.
         """
         super().__init__(*arguments, metrics=metrics, **named)
         self._live = live
         self._trial = trial
         self._away = away
-        self._lists = lists
-        self._list = False
-        """Whether one that was let in is under way."""
         self._timeout_s = timeout_s
         self._max_body_bytes = max_body_bytes
         self._token = token
@@ -115,11 +109,6 @@ class Lane(Protocol):
         self._midway = False
         super().on_message_complete()
 
-    def on_response_complete(self) -> None:
-        """An answer of the ordinary way is written."""
-        self._end_list()
-        super().on_response_complete()
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """A client has come."""
         super().connection_made(transport)
@@ -133,7 +122,6 @@ class Lane(Protocol):
             self._metrics.request(ROUTE, self._method, "unanswered", perf_counter() - self._seen)
         if self._idle is not None:
             self._idle.cancel()
-        self._end_list()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -196,16 +184,10 @@ class Lane(Protocol):
         deadline = self._deadline(said.timeout)
         retry_after = service.engine.crowded(deadline, self._seen) or int(deadline <= self._seen)
         if not retry_after:
-            if not rest and self._put_list(service, said, data[end:], deadline):
-                return True
-            retry_after = self._lists.crowded(deadline, self._seen)
-        if retry_after:
-            self._turn_away(said.route.decode(), "POST", retry_after)
-            self._rest = rest
-        else:
-            self._list = True
-            self._lists.begin()
-        return bool(retry_after)
+            return not rest and self._put_list(service, said, data[end:], deadline)
+        self._turn_away(said.route.decode(), "POST", retry_after)
+        self._rest = rest
+        return True
 
     def _put_list(self, service: Service, said: ListHead, body: bytes, deadline: float) -> bool:
         engine = service.engine
@@ -218,11 +200,6 @@ class Lane(Protocol):
             return False
         self._put(service, engine, pairs, deadline, "POST")
         return True
-
-    def _end_list(self) -> None:
-        if self._list:
-            self._list = False
-            self._lists.end()
 
     def _deadline(self, timeout: float | None) -> float:
         """When the answer must be there. What comes as soon as the connection is read again may have waited all the

@@ -17,7 +17,6 @@ from uvicorn.server import ServerState
 from levi_serve import exchange, lane
 from levi_serve.engine_entity import EntityEngine
 from levi_serve.lane import Lane
-from levi_serve.lists import Lists
 from levi_serve.turned_away import TurnedAway
 
 from .conftest import settings
@@ -89,7 +88,6 @@ class Served:
             "trial": app.app.state.trial,
             "metrics": app.metrics,
             "away": TurnedAway(app.live),
-            "lists": Lists(),
             "timeout_s": 9,
             "max_body_bytes": MAX_BODY_BYTES,
             "token": None,

@@ -138,7 +138,7 @@ class Server:
         )
 
     def seconds_within(self, limit: float, status: str) -> tuple[float, float]:
-        """How many predictions of this status took at most `limit` seconds inside the server, and how many there were."""
+        """How many predictions of this status took at most `limit` seconds inside the server, of how many."""
         name, of = "levi_http_request_duration_seconds", {"route": "/predict", "status": status}
         return self.sample(f"{name}_bucket", **of, le=str(limit)), self.sample(f"{name}_count", **of)
 

@@ -148,6 +148,12 @@ class Engine(ABC):
         self._unwatch.clear()
         await self._store.close()
 
+    def dissolve(self) -> None:
+        """After `close`: let go of everything now. An engine and its lanes hold one another, and the garbage collector,
+        which would find that out, stops the event loop for some milliseconds.
+        """
+        vars(self).clear()
+
     def _lane(
         self,
         name: str,

@@ -25,9 +25,9 @@ from levi_serve.server import Server
 from levi_serve.settings import ServeSettings
 from levi_serve.turned_away import TurnedAway
 
-_SWITCH_S = 0.0005
-"""How long a thread may keep the interpreter that the event loop waits for. The default of 5 ms is longer than a
-request takes, and the loop pays it after each system call while a version is loaded or a text is read beside it."""
+_SWITCH_S = 0.0001
+"""How long a thread may keep the interpreter that the event loop waits for. The loop pays it after each system call and
+each run of the model while a version is loaded or a text is read beside it. The default is 5 ms."""
 
 
 def serve(

@@ -156,7 +156,7 @@ def test_erased_and_put(world: World, tmp_path: Path) -> None:
     (world.job.state / "refused").mkdir(parents=True)
     (world.job.state / "refused/0001.events").write_bytes(encode_event(early))
     user, movie = early.user, world.truth.items["id"][7].as_py()
-    chosen = settings(repository, feedback=world.log, entities=listed, admin_token="a")
+    chosen = settings(repository, feedback=world.log, entities=listed, admin_token="a", timeout_ms=60_000)
     with RunningApp(chosen) as server:
         for event in world.events("one", range(0, 2400, 4)):
             said = {"id": event.id, "user": event.user, "movie": event.item, "rating": event.rating, "time": 9}

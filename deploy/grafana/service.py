@@ -93,7 +93,13 @@ def _requests() -> list[AnyPanel]:
             *((quantile(q, REQUESTS, more=PREDICT), f"p{100 * q:g}") for q in (0.5, 0.9, 0.99)),
             about="From a request's head to the end of its answer; refused ones (429) left out.",
         ),
-        density("Time of predictions, all", "s", REQUESTS, PREDICT, "How many requests took how long; refused ones (429) left out."),
+        density(
+            "Time of predictions, all",
+            "s",
+            REQUESTS,
+            PREDICT,
+            "How many requests took how long; refused ones (429) left out.",
+        ),
     ]
 
 

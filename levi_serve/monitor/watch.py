@@ -32,6 +32,8 @@ when traffic is light, and nobody is to wait long for a count then.
 """
 PAUSE_S = 0.02
 """Time between two changes of the shared state, at least: what a process that is killed may not have told."""
+SHOWN = 8
+"""Batches of those whose head ratings are shown: reading all costs as much as judging them."""
 _KEPT = 64
 """Chunks of blocks that wait while other processes change the state; of more, all become one block."""
 _EDGES = np.array(DISAGREEMENT, np.float32)
@@ -93,7 +95,7 @@ class Monitor:
         Args:
             users: [B], who they are for.
             scores: [B, S] as `Scorer` gives them; without a finite spread a prediction is as strange as can be.
-            heads: [B, n] head ratings, only to be shown: of the batches that are counted together, the last one.
+            heads: [B, n] head ratings, only to be shown: of the batches that are counted together, the last SHOWN.
             trained: [B] each, whether the user and the item were trained on.
 
         """
@@ -115,7 +117,7 @@ class Monitor:
         start = time.perf_counter()
         columns = list(zip(*self._held, strict=True))
         users = list(chain.from_iterable(columns[0]))
-        scores, heads = np.concatenate(columns[1]), columns[2][-1]
+        scores, heads = np.concatenate(columns[1]), np.concatenate(columns[2][-SHOWN:])
         trained = np.concatenate(columns[3] + columns[4]).reshape(2, -1)
         self._held.clear()
         self._waiting = 0

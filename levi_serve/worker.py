@@ -18,7 +18,6 @@ from levi_serve.bundle.commands import RunError
 from levi_serve.cli import Serve
 from levi_serve.guard import Token
 from levi_serve.lane import Lane
-from levi_serve.lists import Lists
 from levi_serve.live import Live
 from levi_serve.metrics import Metrics
 from levi_serve.protocol import Protocol
@@ -63,8 +62,8 @@ def serve(
             trial=app.state.trial,
             metrics=metrics,
             away=TurnedAway(live),
-            lists=Lists(),
             timeout_s=settings.timeout_ms / 1000,
+            max_body_bytes=settings.max_body_bytes,
             token=token,
         )
     Server(app, live, protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)

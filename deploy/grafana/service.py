@@ -11,7 +11,8 @@ TRAFFIC = ',route!~"/livez|/readyz|/metrics"'
 """Probes and scrapes are none."""
 ALL = rate(f"{REQUESTS}_count", more=TRAFFIC)
 FAILED = rate(f"{REQUESTS}_count", more=TRAFFIC + ',status=~"5.."')
-PREDICT = ',route="/predict"'
+PREDICT = ',route="/predict",status!="429"'
+"""Predictions that were not refused: refusing takes no time and would hide how long the others take."""
 SHED = rate("levi_errors_total", more=',problem=~"overloaded|deadline"')
 
 
@@ -43,7 +44,7 @@ def _now() -> list[AnyPanel]:
             "Slowest percent",
             "s",
             quantile(0.99, REQUESTS, more=PREDICT),
-            "99 % of predictions are answered faster.",
+            "99 % of predictions are answered faster; refused ones (429) left out.",
             (("green", None), ("orange", 0.1), ("red", 0.5)),
         ),
         number(
@@ -90,9 +91,15 @@ def _requests() -> list[AnyPanel]:
             "Time of predictions",
             "s",
             *((quantile(q, REQUESTS, more=PREDICT), f"p{100 * q:g}") for q in (0.5, 0.9, 0.99)),
-            about="From a request's head to the end of its answer.",
+            about="From a request's head to the end of its answer; refused ones (429) left out.",
         ),
-        density("Time of predictions, all", "s", REQUESTS, PREDICT, "How many requests took how long."),
+        density(
+            "Time of predictions, all",
+            "s",
+            REQUESTS,
+            PREDICT,
+            "How many requests took how long; refused ones (429) left out.",
+        ),
     ]
 
 

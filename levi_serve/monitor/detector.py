@@ -128,17 +128,22 @@ class Detector:
 
         An alarm latches: until somebody has seen it there is no second one, and the evidence goes on.
         """
-        path = advance(record["evidence"], self.streams.growth(blocks))  # [N, T, K]
-        lowest = np.minimum(record["evidence"], path[:-1].min(axis=0, initial=np.inf))
-        record["onset"][lowest <= 0] = now
-        record["evidence"] = path[-1]
+        before, growth = record["evidence"].copy(), self.streams.growth(blocks)
+        total = growth.cumsum(axis=0)  # [N, T, K]
+        # `advance` in fewer steps: only where an alarm is possible must all of the path be known.
+        start, lowest = -np.maximum(before, 0.0), total[:-1].min(axis=0, initial=np.inf)
+        record["onset"][(before <= 0) | (lowest <= start)] = now
+        lowest = np.minimum(start, lowest)
+        record["evidence"] = total[-1] - lowest
         counts = blocks.sum(axis=0)
         record["blocks"] += len(blocks)
         record["counts"] += counts
         record["recent_counts"] *= math.exp(-int(counts[0].sum()) / RECENT)
         record["recent_counts"] += counts
-        if record["active"] or not path.max() >= self.threshold:  # all together is no more than the largest
+        # All together is no more than the largest.
+        if record["active"] or not (total.max(axis=0) - lowest).max() >= self.threshold:
             return False
+        path = advance(before, growth)
         rung = np.flatnonzero(self.streams.total(path) >= self.threshold)
         if not len(rung):
             return False

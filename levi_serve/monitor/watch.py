@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, Int64Array
 from levi_serve.bundle.commands import RunError
 from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.reference import Reference
-from levi_serve.bundle.scores import BINS, bins_of
+from levi_serve.bundle.scores import BINS
 from levi_serve.monitor.detector import DISAGREEMENT, Detector, Record, Watched
 from levi_serve.monitor.rounds import Rounds
 from levi_serve.monitor.state import State
@@ -26,12 +26,14 @@ from levi_serve.monitor.streams import BLOCK, NEW
 
 log = logging.getLogger("levi")
 
-CHUNK = 512
-"""Predictions that are counted together: by themselves a few cost nearly as much."""
+CHUNK, BATCHES = 128, 32
+"""Predictions, and batches, that are counted together: by themselves a few cost nearly as much. Batches are small
+when traffic is light, and nobody is to wait long for a count then.
+"""
 PAUSE_S = 0.02
 """Time between two changes of the shared state, at least: what a process that is killed may not have told."""
 SHOWN = 8
-"""Batches of each chunk whose head ratings are shown: reading all costs as much as judging them."""
+"""Batches of those whose head ratings are shown: reading all costs as much as judging them."""
 _KEPT = 64
 """Chunks of blocks that wait while other processes change the state; of more, all become one block."""
 _EDGES = np.array(DISAGREEMENT, np.float32)
@@ -42,6 +44,7 @@ class _Batch(NamedTuple):
 
     users: Sequence[Hashable]
     scores: AnyArray
+    heads: DoubleArray
     trained_users: BoolArray
     trained_items: BoolArray
 
@@ -66,8 +69,8 @@ class Monitor:
         owner = hashlib.sha256(reference.model.encode() + layout + reference.edges.tobytes()).hexdigest().encode()
         self._state = State(detector, owner[:48], state)
         self._rounds = Rounds()
-        self._begun = np.empty((len(detector.streams.scores), 0), np.int64)
-        """[R, less than BLOCK], bins of the block that is being filled."""
+        self._begun = np.empty((0, len(detector.streams.scores), BINS - 1), np.bool_)
+        """[less than BLOCK, R, BINS − 1], whether the scores of the block that is being filled lie below each bin."""
         self._blocks: list[Int64Array] = []
         """[N, R, BINS] each, full blocks that the state does not have yet."""
         self._new = NEW[0] in detector.streams.scores
@@ -77,8 +80,6 @@ class Monitor:
         self._held: list[_Batch] = []
         self._waiting = 0
         """Predictions held."""
-        self._shown = deque[DoubleArray](maxlen=SHOWN)
-        """Head ratings of the last batches."""
         self._told = -PAUSE_S
         """When the state was last changed, or that was tried [`perf_counter` seconds]."""
 
@@ -99,15 +100,15 @@ class Monitor:
 
         """
         with self._lock:
-            self._held.append(_Batch(users, scores, *trained))
-            self._shown.append(heads)
+            self._held.append(_Batch(users, scores, heads, *trained))
             self._waiting += len(users)
+            if self._waiting >= CHUNK or len(self._held) >= BATCHES:
+                self._take_in()
             # Under load the state is changed every PAUSE_S; when it is quiet, as soon as there is a block.
-            if self._waiting >= BLOCK and time.perf_counter() - self._told >= PAUSE_S:
-                self._take_in()
+            elif (self._blocks or self._waiting >= BLOCK) and time.perf_counter() - self._told >= PAUSE_S:
+                if not self._blocks:  # else what is held is counted in another turn of the event loop
+                    self._take_in()
                 self._hand_over()
-            elif self._waiting >= CHUNK:
-                self._take_in()
 
     def _take_in(self) -> None:
         """Count what is held."""
@@ -116,37 +117,39 @@ class Monitor:
         start = time.perf_counter()
         columns = list(zip(*self._held, strict=True))
         users = list(chain.from_iterable(columns[0]))
-        scores, *trained = map(np.concatenate, columns[1:])
+        scores, heads = np.concatenate(columns[1]), np.concatenate(columns[2][-SHOWN:])
+        trained = np.concatenate(columns[3] + columns[4]).reshape(2, -1)
         self._held.clear()
         self._waiting = 0
-        spreads = np.ascontiguousarray(scores[:, 0])
-        if not (finite := np.isfinite(spreads)).all():
-            scores[~finite] = np.nan
-        new = ~np.stack(trained)  # [2, B]
-        self._count(scores, new, np.array(self._rounds.heard(users), np.intp))
         watched = self._watched
         watched.predictions += len(users)
-        watched.new += new.sum(axis=1)
-        heads = np.concatenate(self._shown)
-        self._shown.clear()
-        if not (rated := np.isfinite(heads).all(axis=1)).all():
-            heads = heads[rated]
+        watched.new += len(users) - trained.sum(axis=1)
+        spreads = scores[:, 0]
+        if not math.isfinite(total := float(spreads.sum(dtype=np.float64))):
+            finite = np.isfinite(spreads)
+            scores[~finite] = np.nan
+            total = float(spreads[finite].sum(dtype=np.float64))
+        watched.spread_sum += total
+        watched.spreads += np.bincount(_EDGES.searchsorted(spreads), minlength=len(DISAGREEMENT) + 1)
+        if not (rated := np.isfinite(heads)).all():
+            heads = heads[rated.all(axis=1)]
         watched.heads += np.einsum("bn->n", heads), np.einsum("bn,bn->n", heads, heads)
         watched.rated += len(heads)
-        watched.spreads += np.bincount(_EDGES.searchsorted(spreads), minlength=len(DISAGREEMENT) + 1)
-        watched.spread_sum += float(spreads[finite].sum(dtype=np.float64))
+        self._count(scores, trained, np.array(self._rounds.heard(users), np.intp))
         watched.seconds += time.perf_counter() - start
 
-    def _count(self, scores: AnyArray, new: BoolArray, heard: Int64Array) -> None:
+    def _count(self, scores: AnyArray, trained: BoolArray, heard: Int64Array) -> None:
         """Fill blocks with those of the predictions that are evidence, which stand at these places."""
-        bins = [self._begun, bins_of(scores[heard], self.reference.edges)]
+        before, rows = len(self._begun), scores.shape[1]
+        filled = np.empty((before + len(heard), *self._begun.shape[1:]), np.bool_)
+        filled[:before] = self._begun
+        np.less(scores[heard][:, :, None], self.reference.edges, out=filled[before:, :rows])
         if self._new:
-            bins[1] = np.concatenate([bins[1], new[:, heard] * (BINS - 1)])
-        filled = np.concatenate(bins, axis=1)
-        full = filled.shape[1] // BLOCK * BLOCK
+            filled[before:, rows:] = trained[:, heard].T[:, :, None]
+        full = len(filled) // BLOCK * BLOCK
         if full:
-            self._blocks.append(block_counts(filled[:, :full]))
-        self._begun = filled[:, full:]
+            self._blocks.append(block_counts(filled[:full]))
+        self._begun = filled[full:]
 
     def settle(self) -> None:
         """Hand over what was watched; another time, if another process is just at it."""
@@ -194,12 +197,14 @@ class Monitor:
             log.warning("shift alarm %d: %s %s, evidence %.1f", one["id"], stream.score, stream.kind, one["evidence"])
 
 
-def block_counts(bins: AnyArray) -> Int64Array:
-    """Counts [N, R, BINS] of N blocks from the bin [R, N · BLOCK] of each score of each prediction."""
-    rows, n = len(bins), bins.shape[1] // BLOCK
-    first = BINS * (np.arange(rows)[:, None, None] + rows * np.arange(n)[:, None])  # [R, N, 1]
-    codes = bins.reshape(rows, n, BLOCK) + first
-    return np.bincount(codes.ravel(), minlength=n * rows * BINS).reshape(n, rows, BINS)
+def block_counts(below: BoolArray) -> Int64Array:
+    """Counts [N, R, BINS] of N blocks from whether each score of each prediction lies below the second and every
+    further bin [N · BLOCK, R, BINS − 1].
+    """
+    upto = np.empty((len(below) // BLOCK, below.shape[1], BINS + 1), np.int64)
+    upto[..., 0], upto[..., -1] = 0, BLOCK
+    np.add.reduce(below.view(np.uint8).reshape(-1, BLOCK, *below.shape[1:]), axis=1, out=upto[..., 1:-1])
+    return np.asarray(upto[..., 1:] - upto[..., :-1])
 
 
 def state_file(folder: Path, manifest: Manifest, reference: Reference) -> Path:

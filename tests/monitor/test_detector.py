@@ -11,7 +11,7 @@ from levi_serve.monitor.detector import ALARMS, Detector, Watched
 from levi_serve.monitor.streams import BLOCK, threshold
 from levi_serve.monitor.watch import block_counts
 
-from .conftest import HEADS, World
+from .conftest import HEADS, World, below
 
 
 def block(detector: Detector, bin_: int, count: int = 64) -> np.ndarray:
@@ -32,7 +32,7 @@ def even(detector: Detector) -> np.ndarray:
 def usual(reference: Reference, world: World, count: int, noise: float = 0.2) -> np.ndarray:
     """Blocks of `count` predictions for known users and items."""
     scores = reference.scorer(world.heads(count, noise), world.support(count))
-    return block_counts(np.concatenate([bins_of(scores, reference.edges), np.zeros((2, count), np.int64)]))
+    return block_counts(below(np.concatenate([bins_of(scores, reference.edges), np.zeros((2, count), np.int64)])))
 
 
 def test_alarm_latches(detector: Detector) -> None:

@@ -12,12 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from levi_serve.bundle.reference import Reference
+from levi_serve.bundle.scores import BINS, bins_of
 from levi_serve.monitor.detector import Detector
 from levi_serve.monitor.rounds import LONGEST, Rounds
 from levi_serve.monitor.streams import BLOCK, ROUND
-from levi_serve.monitor.watch import _KEPT, CHUNK, Monitor, block_counts, estimated_rmse, head_ratings, true_rmse
+from levi_serve.monitor.watch import (
+    _KEPT,
+    BATCHES,
+    CHUNK,
+    Monitor,
+    block_counts,
+    estimated_rmse,
+    head_ratings,
+    true_rmse,
+)
 
-from .conftest import World
+from .conftest import World, below
 
 
 def test_quiet_in_distribution(monitor: Monitor, world: World) -> None:
@@ -88,10 +98,24 @@ def test_rounds(users: list[int], batch: int) -> None:
 def test_counts_of_blocks_by_hand() -> None:
     """Two scores of two blocks."""
     bins = np.array([[3] * BLOCK + [0] * BLOCK, [5, 6] * BLOCK])
-    counts = block_counts(bins)
+    counts = block_counts(below(bins))
     assert counts.shape == (2, 2, 20)
     assert (counts[0, 0, 3], counts[1, 0, 0], counts.sum()) == (BLOCK, BLOCK, 4 * BLOCK)
     assert counts[:, 1, 5:7].tolist() == [[BLOCK // 2] * 2] * 2
+
+
+def test_bins_are_those_of_the_calibration(monitor: Monitor, reference: Reference, world: World) -> None:
+    """Scores anywhere, at the beginnings of bins, and no numbers at all are counted where `bins_of` puts them."""
+    count = 16 * BLOCK
+    scores = reference.scorer(world.heads(count, noise=0.3), world.support(count))
+    for column, edges in enumerate(reference.edges):
+        scores[: len(edges), column] = edges
+    scores[40] = np.nan
+    trained = (world.rng.random(count) < 0.5, world.rng.random(count) < 0.9)
+    monitor.observe(list(range(count)), scores, world.heads(count).astype(np.float64), trained)
+    bins = np.concatenate([bins_of(scores, reference.edges), ~np.stack(trained) * (BINS - 1)])
+    expected = [np.bincount(row, minlength=BINS).tolist() for row in bins]
+    assert monitor.read()["counts"].tolist() == expected
 
 
 @pytest.mark.parametrize("batch", [1, 7, 32, CHUNK + 1])
@@ -169,7 +193,7 @@ def test_a_busy_state_costs_nothing(reference: Reference, detector: Detector, wo
 
 
 def test_the_state_is_changed_seldom(reference: Reference, detector: Detector, world: World) -> None:
-    """Within a pause predictions are only counted; after one, a single block is enough to be told at once."""
+    """Within a pause predictions are only counted; after one, what was counted is told at once, or a single block."""
     monitor = Monitor(reference, detector, None, lambda: 0.0)
     world.show(monitor, 32)
     assert monitor._state.read()["predictions"] == 32
@@ -177,9 +201,26 @@ def test_the_state_is_changed_seldom(reference: Reference, detector: Detector, w
     world.show(monitor, 2 * CHUNK)
     assert monitor._state.read()["predictions"] == 32
     assert monitor._waiting == 0
-    monitor._told -= 2e9
-    world.show(monitor, BLOCK, batch=BLOCK)
-    assert monitor._state.read()["predictions"] == 32 + 2 * CHUNK + BLOCK
+    for told in (0, 2 * BLOCK):
+        monitor._told -= 2e9
+        world.show(monitor, BLOCK, batch=BLOCK)
+        assert monitor._state.read()["predictions"] == 32 + 2 * CHUNK + told
+
+
+def test_nobody_waits_for_much_to_be_counted(reference: Reference, detector: Detector, world: World) -> None:
+    """A single call counts so many predictions or batches at most, and never changes the state in the same turn."""
+    monitor = Monitor(reference, detector, None, lambda: 0.0)
+    monitor._told = np.inf
+    for size in (1, 7, 32):
+        for _ in range(3 * CHUNK // size):
+            world.show(monitor, size, batch=size)
+            assert monitor._waiting < CHUNK
+            assert len(monitor._held) < BATCHES
+    held = monitor._waiting
+    monitor._told = -np.inf
+    world.show(monitor, 1, batch=1)
+    assert monitor._waiting == held + 1
+    assert not monitor._blocks
 
 
 def test_errors(monitor: Monitor, world: World) -> None:

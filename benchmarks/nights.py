@@ -58,6 +58,7 @@ class Nights(Command):
         Field(description="Folder of fits and repository. A benchmark that was killed goes on there."),
     ] = Path("runs/nights")
     seed: Annotated[int, Field(description="Of split and fits.")] = 0
+    warm: Annotated[bool, Field(description="Every night goes on from the model in service, not from nothing.")] = False
     epochs: Annotated[int, Field(description="Of each night's warm fit.")] = 1
     learning_rate: Annotated[float, Field(description="Of each night's warm fit.")] = 5e-4
     cache: Annotated[Path, Field(default_factory=default_cache, description="Folder of cached views.")]
@@ -89,8 +90,8 @@ class Nights(Command):
         pooled = {name: np.concatenate(errors[1:]) for name, errors in squared.items()}
         pairs = {name: interval(users, pooled["with feedback"], pooled[name]) for name in MODELS if name != MODELS[1]}
         facts = {
-            "command": f"python -m benchmarks.nights --data ml-100k --seed {self.seed} --epochs {self.epochs} "
-            f"--learning-rate {self.learning_rate:g}",
+            "command": f"python -m benchmarks.nights --data ml-100k --seed {self.seed}"
+            + (f" --warm --epochs {self.epochs} --learning-rate {self.learning_rate:g}" if self.warm else ""),
             **conditions(),
             "nights": rows,
             "pooled_rmse": {name: float(np.sqrt(errors.mean())) for name, errors in pooled.items()},
@@ -161,7 +162,9 @@ class Nights(Command):
         )
 
     def _without(self, number: int) -> Any:
-        """The model that was trained on for so many nights without feedback."""
+        """The model that was trained for so many more nights without feedback: from nothing it is the base model."""
+        if not self.warm:
+            return open_run(self.work / "base", self.cache, "cpu")
         folder = self.work / f"without-{number}"
         start = self.work / (f"without-{number - 1}" if number > 1 else "base")
         fit(
@@ -179,7 +182,7 @@ class Nights(Command):
             self.work / "base",
             self.work / "repository",
             *("--feedback", self.work / "feedback", "--state", self.work / "state"),
-            *("--epochs", self.epochs, "--learning-rate", self.learning_rate),
+            *("--warm" if self.warm else "--no-warm", "--epochs", self.epochs, "--learning-rate", self.learning_rate),
             check=False,
         )
 

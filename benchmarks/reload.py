@@ -45,7 +45,8 @@ SLOW_EVERY = 100
 TOLERANCE = 2e-5
 _READY = re.compile(r"ready: \S+/(\d+), loaded in ([0-9.]+) s")
 _RELEASED = re.compile(r"released: \S+/(\d+)")
-_MARGIN_S = 0.05
+_MARGIN_S = 0.005
+"""Of a time that is told in hundredths of a second."""
 
 
 class Reload(Command):
@@ -176,7 +177,7 @@ class Server:
         """Wait until the version after `old` has taken over; when its loading began and when `old` was released."""
         end, _ = await self.find(_RELEASED, str(old))
         ready, said = await self.find(_READY, str(old + 1))
-        return ready - float(said[2]) - 2 * _MARGIN_S, end + _MARGIN_S
+        return ready - float(said[2]) - _MARGIN_S, end + _MARGIN_S
 
     def memory_mib(self) -> float:
         """Resident."""

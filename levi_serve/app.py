@@ -147,23 +147,25 @@ async def bring_up(
 
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=lower_priority)
-    opening = asyncio.get_running_loop().run_in_executor(thread, _open, settings, metrics, number, beside)
-    thread.shutdown(wait=False)
-    version, wire, lists = await opening
-    async with AsyncExitStack() as undo:
-        undo.callback(version.close)
-        store = await _store(version, settings, metrics)
-        overlay = Overlay(store, version.manifest, version.tables, version.unknown)
-        engine = _engine(version, overlay, wire, settings, metrics)
-        undo.push_async_callback(engine.close)
-        difference = await prove(version, engine)
-        if entities is not None:
-            with suppress(EntitiesError):  # tried again and again, and then told in the log
-                await entities.look()
-            if not await overlay.follow(entities, engine.row):
-                raise BackendError("the entities that were put cannot be encoded at the moment")
-        monitor = _monitor(version, settings, metrics)
-        undo.pop_all()
+    aside = partial(asyncio.get_running_loop().run_in_executor, thread)
+    try:
+        version, wire, lists = await aside(_open, settings, metrics, number, beside)
+        async with AsyncExitStack() as undo:
+            undo.callback(version.close)
+            store = await _store(version, settings, metrics)
+            overlay = Overlay(store, version.manifest, version.tables, version.unknown)
+            engine = _engine(version, overlay, wire, settings, metrics)
+            undo.push_async_callback(engine.close)
+            difference = await prove(version, engine)
+            if entities is not None:
+                with suppress(EntitiesError):  # tried again and again, and then told in the log
+                    await entities.look()
+                if not await overlay.follow(entities, engine.row):
+                    raise BackendError("the entities that were put cannot be encoded at the moment")
+            monitor = await aside(_monitor, version, settings, metrics)
+            undo.pop_all()
+    finally:
+        thread.shutdown(wait=False)
     if monitor is not None:
         engine.watch(monitor)  # only now: golden examples are no traffic
     return Service(version, engine, wire, lists, overlay, difference, monitor)

@@ -24,7 +24,7 @@ log = logging.getLogger("levi")
 _LONGEST_RETRY = 60
 _SHARE = 0.75
 """Of the time that a caller gives, the most that may be spent in the queue. Callers at the end of a longer one would be
-answered too late, and in a lasting overload everybody stands at the end.
+answered too late, and in a lasting overload everybody stands at the end. The run itself comes on top.
 """
 _SLICE_S = 0.025
 """So long runs follow one another before the loop reads new requests: in an overload it would otherwise read, and
@@ -152,6 +152,8 @@ class Batcher(Generic[Item, Answer]):
         """Items in runs."""
         self._began = 0.0
         """When the last run began."""
+        self._took = 0.0
+        """How long the last run that ended took [s]."""
 
     @property
     def waiting(self) -> int:
@@ -187,7 +189,8 @@ class Batcher(Generic[Item, Answer]):
         seconds = waiting * self._pace.seconds
         if self._running:  # what is left of it: a backbone's run may take half of the time that a caller has
             seconds += max(0.0, self._running * self._pace.seconds - (now - self._began))
-        if waiting + count > self._max_queue or now < deadline < now + seconds / _SHARE:
+        needed = seconds / _SHARE + self._took if seconds else 0.0
+        if waiting + count > self._max_queue or now < deadline < now + needed:
             self._shed("full", count)
             return min(max(1, math.ceil(seconds)), _LONGEST_RETRY)
         return 0
@@ -284,6 +287,7 @@ class Batcher(Generic[Item, Answer]):
         finally:
             self._running -= len(batch)
         end = perf_counter()
+        self._took = end - start
         self._pace.out(len(batch), end, more=len(self._queue) > 0)
         for (job, place), answer in zip(batch, answers, strict=True):
             job.deliver(place, answer)

@@ -102,18 +102,20 @@ class Engine(ABC):
         about lanes.
         """
 
+    def crowded(self, deadline: float, now: float) -> int:
+        """0, or the seconds after which a request that would be refused may be tried again. Half of the queue is left
+        to the longest list: fuller, it would be room for single pairs alone, and their connections for no cache.
+        """
+        return self._score.crowded(self._limits.max_queue // 2, deadline, now)
+
     def admit(self, deadline: float) -> None:
         """Before a list is read: reading one costs so much that it is not done for a list that is then refused.
 
         Raises:
-            OverloadedError: there may be no room for it. Half of the queue is enough for the longest.
+            OverloadedError: it would be `crowded`.
 
         """
         self._score.admit(self._limits.max_queue // 2, deadline, perf_counter())
-
-    def crowded(self, deadline: float, now: float, a_list: bool = False) -> int:
-        """0, or the seconds after which a pair, or `a_list`, that would be refused may be tried again."""
-        return self._score.crowded(self._limits.max_queue // 2 if a_list else 1, deadline, now)
 
     @property
     def waiting(self) -> int:
@@ -145,6 +147,12 @@ class Engine(ABC):
             end()
         self._unwatch.clear()
         await self._store.close()
+
+    def dissolve(self) -> None:
+        """After `close`: let go of everything now. An engine and its lanes hold one another, and the garbage collector,
+        which would find that out, stops the event loop for some milliseconds.
+        """
+        vars(self).clear()
 
     def _lane(
         self,

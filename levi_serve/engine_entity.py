@@ -66,14 +66,16 @@ class EntityEngine(Engine):
         self._recommend: Batcher[_Ask, list[bytes]] = self._lane("recommend", best, Turns(1), max_queue=_MAX_ASKS)
         self._score = self._lane("score", self._run, Turns(limits.max_batch), _PERMITS, patient=self._shares_its_core)
 
-    def put(self, pair: Pair, deadline: float, reply: Callable[[list[bytes] | Exception], None]) -> Job[Pair, bytes]:
-        """`predict` for one pair of ids, without a task or a future; `reply` is called later with the answer.
+    def put(
+        self, pairs: Sequence[Pair], deadline: float, reply: Callable[[list[bytes] | Exception], None]
+    ) -> Job[Pair, bytes]:
+        """`predict` for pairs of ids, without a task or a future; `reply` is called later with the answers.
 
         Raises:
             OverloadedError: too much is waiting.
 
         """
-        return self._score.put((pair,), deadline, reply)
+        return self._score.put(pairs, deadline, reply)
 
     async def predict(self, pairs: Sequence[GivenPair | Pair], deadline: float = math.inf) -> list[bytes]:
         """New entities first, then all at once."""

@@ -17,7 +17,7 @@ from levi_serve.wire import TIMEOUT, Wire
 
 T = TypeVar("T")
 
-_SENDING_S = 0.001
+SENDING_S = 0.001
 """What it may take from an answer's being there to its being sent."""
 
 
@@ -83,7 +83,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T], deadline: 
         if not working.done():
             raise ClientDisconnect
         result = working.result()
-        if perf_counter() + _SENDING_S > deadline:
+        if perf_counter() + SENDING_S > deadline:
             raise DeadlineError
         return result
     finally:

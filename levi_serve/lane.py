@@ -1,6 +1,7 @@
-"""The express lane: a plain `GET /predict?user=138&movie=357` from the socket's bytes to the answer's bytes.
+"""The express lane: a plain `GET /predict?user=138&movie=357`, or a POST of such pairs, from the socket's bytes to the
+answer's bytes.
 
-A request that `Wire.express` recognises as whole and ordinary goes straight to the engine; its answer is written when
+A request that `Wire` recognises as whole and ordinary goes straight to the engine; its answer is written when
 the batch is done. It makes no task, no scope and no header list, which cost more than the model does. All else is
 uvicorn's and FastAPI's business; both ways give the same answers, byte for byte.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from time import perf_counter
 from typing import Any
@@ -18,9 +20,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from levi_serve.batcher import Job
 from levi_serve.engine_entity import EntityEngine
-from levi_serve.errors import OverloadedError, ServeError, UnknownIdError
+from levi_serve.errors import DeadlineError, OverloadedError, ServeError, UnknownIdError
+from levi_serve.exchange import SENDING_S
 from levi_serve.guard import Token
-from levi_serve.lists import Lists
 from levi_serve.live import Live, Service
 from levi_serve.metrics import Metrics
 from levi_serve.predictor import Pair
@@ -28,6 +30,7 @@ from levi_serve.problems import MEDIA_TYPE, OVERLOADED, ProblemError, problem_of
 from levi_serve.protocol import Protocol
 from levi_serve.trial import Trial
 from levi_serve.turned_away import TurnedAway
+from levi_serve.wire import ListHead
 
 log = logging.getLogger("levi")
 
@@ -51,26 +54,26 @@ class Lane(Protocol):
         trial: Trial,
         metrics: Metrics,
         away: TurnedAway,
-        lists: Lists,
         timeout_s: float,
+        max_body_bytes: int,
         token: Token | None,
         **named: Any,
     ) -> None:
         """`timeout_s` is what a request gets that does not say how long its caller waits. Without the `token`, if there
-        is one, no request enters the lane. Those that are refused are turned `away`; `lists` knows what is under way.
+        is one, no request enters the lane. Those that are refused are turned `away`.
         """
         super().__init__(*arguments, metrics=metrics, **named)
         self._live = live
         self._trial = trial
         self._away = away
-        self._lists = lists
-        self._list = False
-        """Whether one that was let in is under way."""
         self._timeout_s = timeout_s
+        self._max_body_bytes = max_body_bytes
         self._token = token
         self._midway = False
         """Whether uvicorn's parser is inside a request."""
-        self._job: Job[Any, Any] | None = None
+        self._job: Job[Pair, bytes] | None = None
+        self._method = "GET"
+        """Of the request in the lane."""
         self._service: Service | None = None
         self._seen = perf_counter()
         self._refused = self._again = -math.inf
@@ -106,11 +109,6 @@ class Lane(Protocol):
         self._midway = False
         super().on_message_complete()
 
-    def on_response_complete(self) -> None:
-        """An answer of the ordinary way is written."""
-        self._end_list()
-        super().on_response_complete()
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """A client has come."""
         super().connection_made(transport)
@@ -121,10 +119,9 @@ class Lane(Protocol):
         if self._job is not None:
             self._job.cancel()
             self._job = None
-            self._metrics.request(ROUTE, "GET", "unanswered", perf_counter() - self._seen)
+            self._metrics.request(ROUTE, self._method, "unanswered", perf_counter() - self._seen)
         if self._idle is not None:
             self._idle.cancel()
-        self._end_list()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -159,48 +156,50 @@ class Lane(Protocol):
             return True
         if not isinstance(engine, EntityEngine):
             return False
-        self._service = service
-        self._put(engine, Pair(user, item), deadline)
+        self._put(service, engine, (Pair(user, item),), deadline, "GET")
         return True
 
-    def _put(self, engine: EntityEngine, pair: Pair, deadline: float) -> None:
+    def _put(self, service: Service, engine: EntityEngine, pairs: Sequence[Pair], deadline: float, method: str) -> None:
         self._unset_keepalive_if_required()
+        self._service, self._method = service, method
         try:
-            self._job = engine.put(pair, deadline, self._reply)
+            self._job = engine.put(pairs, deadline, self._reply)
         except OverloadedError as error:
-            self._turn_away(ROUTE, "GET", error.retry_after)
+            self._turn_away(ROUTE, method, error.retry_after)
         except ServeError as error:
             self._refuse(error)
 
     def _enter_list(self, service: Service, data: bytes) -> bool:
-        """Refuse a list by its head, if there is no room for one; else it takes the ordinary way."""
+        """Refuse a list by its head, if there is no room for one; take it, if it is all there and of ids alone; else it
+        takes the ordinary way.
+        """
         end = data.find(_END) + len(_END)
         head = data[:end] if self._token is None else self._token.taken_from(data[:end])
-        request = None if head is None else service.wire.list_head(head)
-        if request is None:
+        said = None if head is None else service.wire.list_head(head)
+        if said is None:
             return False
-        route, length, timeout = request
-        rest = length - (len(data) - end)
+        rest = said.length - (len(data) - end)
         if rest < 0:
             return False
-        deadline = self._deadline(timeout)
-        retry_after = (
-            service.engine.crowded(deadline, self._seen, a_list=True)
-            or self._lists.crowded(deadline, self._seen)
-            or int(deadline <= self._seen)
-        )
-        if retry_after:
-            self._turn_away(route.decode(), "POST", retry_after)
-            self._rest = rest
-        else:
-            self._list = True
-            self._lists.begin()
-        return bool(retry_after)
+        deadline = self._deadline(said.timeout)
+        retry_after = service.engine.crowded(deadline, self._seen) or int(deadline <= self._seen)
+        if not retry_after:
+            return not rest and self._put_list(service, said, data[end:], deadline)
+        self._turn_away(said.route.decode(), "POST", retry_after)
+        self._rest = rest
+        return True
 
-    def _end_list(self) -> None:
-        if self._list:
-            self._list = False
-            self._lists.end()
+    def _put_list(self, service: Service, said: ListHead, body: bytes, deadline: float) -> bool:
+        engine = service.engine
+        if not isinstance(engine, EntityEngine) or self._trial.active:
+            return False
+        if said.route != ROUTE.encode() or not said.is_json or said.length > self._max_body_bytes:
+            return False
+        pairs = service.wire.known_body(body)
+        if pairs is None:
+            return False
+        self._put(service, engine, pairs, deadline, "POST")
+        return True
 
     def _deadline(self, timeout: float | None) -> float:
         """When the answer must be there. What comes as soon as the connection is read again may have waited all the
@@ -229,28 +228,38 @@ class Lane(Protocol):
             self.transport.resume_reading()
 
     def _reply(self, result: list[bytes] | Exception) -> None:
-        self._job = None
+        job, self._job = self._job, None
+        assert job is not None
         if isinstance(result, Exception):
-            self._refuse(result)
+            self._refuse(result, job.items)
+        elif perf_counter() + SENDING_S > job.deadline:
+            self._refuse(DeadlineError())
         else:
-            self._write(200, _JSON, result[0])
+            self._write(200, _JSON, result[0] if self._method == "GET" else b"[%b]" % b",".join(result))
         if self._held and not self.transport.is_closing():
             held, self._held = bytes(self._held), bytearray()
             self.transport.resume_reading()
             self.data_received(held)
 
-    def _refuse(self, error: Exception) -> None:
+    def _refuse(self, error: Exception, pairs: Sequence[Pair] = ()) -> None:
         if isinstance(error, UnknownIdError):
             assert self._service is not None
-            error = self._service.wire.unknown_id(error, "")
+            place = next(i for i, pair in enumerate(pairs) if pair[error.side] == error.id)
+            error = self._service.wire.unknown_id(error, "" if self._method == "GET" else f"pairs[{place}].")
         problem = problem_of(error)
         if not isinstance(error, ServeError | ProblemError):
-            log.error("GET %s failed", ROUTE, exc_info=error)
+            log.error("%s %s failed", self._method, ROUTE, exc_info=error)
         self._metrics.problem(problem.name)
         self._write(problem.status, _PROBLEM, problem.model_dump_json().encode())
 
     def _write(
-        self, status: int, kind: bytes, body: bytes, more: bytes = b"", route: str = ROUTE, method: str = "GET"
+        self,
+        status: int,
+        kind: bytes,
+        body: bytes,
+        more: bytes = b"",
+        route: str = ROUTE,
+        method: str | None = None,
     ) -> None:
         if self._last or self._live.status == "draining":
             # The client's next request must not meet a line that is about to close.
@@ -259,7 +268,7 @@ class Lane(Protocol):
         self.transport.write(head % (len(body), body))
         if self._last:
             self.transport.close()
-        self._metrics.request(route, method, str(status), perf_counter() - self._seen)
+        self._metrics.request(route, method or self._method, str(status), perf_counter() - self._seen)
 
     def _close_if_idle(self) -> None:
         quiet = perf_counter() - self._seen

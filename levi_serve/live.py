@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 from dataclasses import dataclass, field
 from typing import Literal, Self, TypeAlias
@@ -183,7 +182,7 @@ class Live:
         await service.released()
         await service.close()
         name, number = service.version.manifest.name, service.number
+        service.engine.dissolve()
         del service
-        gc.collect()
         await asyncio.to_thread(give_back)
         log.info("released: %s/%d", name, number)

@@ -219,7 +219,7 @@ class Rollout:
         else:
             live.add(service)
             self._metrics.fleet.loaded(usable=True)
-            log.info("ready: %s/%d, loaded in %.1f s", self._name, number, time.perf_counter() - start)
+            log.info("ready: %s/%d, loaded in %.2f s", self._name, number, time.perf_counter() - start)
             return None
         self._failures[number] = _Failure(seen, again)
         return reason

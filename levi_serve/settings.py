@@ -91,8 +91,9 @@ class ServeSettings(ModelSettings):
     )
     max_batch: PositiveInt = Field(64, description="Pairs in one run of the model, at most.")
     max_tokens: PositiveInt = Field(
-        1024,
-        description="Tokens in one run of the backbone over pairs' sentences (pair views), padding included, at most.",
+        256,
+        description="Tokens in one run of the backbone over pairs' sentences (pair views), padding included, at most. "
+        "On a CPU more are not faster and take longer; a GPU likes 4096.",
     )
     encode_batch: PositiveInt = Field(
         8,
@@ -100,7 +101,9 @@ class ServeSettings(ModelSettings):
         "take more memory; a GPU likes 64.",
     )
     max_queue: PositiveInt = Field(
-        2000, description="Pairs that may wait for a run; more are refused with 429 and Retry-After."
+        2000,
+        description="Pairs that may wait for a run; more are refused with 429 and Retry-After. Requests are let in "
+        "while half of the queue is free.",
     )
     timeout_ms: PositiveInt = Field(
         2000,

@@ -206,6 +206,11 @@ def id_type(entity: Entity) -> Any:
     return _IntegerId if entity.id_type == "integer" else _Text
 
 
+def plain_id_type(entity: Entity) -> Any:
+    """An integer that JSON writes as one, or a text: `id_type` reads it as the same, but more slowly."""
+    return _PlainIntegerId if entity.id_type == "integer" else _Text
+
+
 def stored_type(entity: Entity) -> Any:
     """The attributes of an entity of the catalogue, as they were exported."""
     kinds = {a.name: float if a.kind == "number" else list[str] if a.many else str for a in entity.attributes}
@@ -310,6 +315,7 @@ def _not_empty(attributes: dict[str, Any]) -> dict[str, Any]:
 
 _RANGE = {"minimum": _LEAST, "maximum": _MOST}
 _IntegerId = Annotated[Any, PlainValidator(_integer), WithJsonSchema({"type": "integer", "format": "int64", **_RANGE})]
+_PlainIntegerId = Annotated[int, Strict(), Field(ge=_LEAST, le=_MOST)]
 _Number = Annotated[Any, PlainValidator(_number), WithJsonSchema({"type": "number", **_RANGE})]
 _Text = Annotated[
     str,

@@ -6,11 +6,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Annotated, Any, NotRequired, Self
+from typing import Annotated, Any, NamedTuple, NotRequired, Self
 
 import numpy as np
 import orjson
-from pydantic import Field, TypeAdapter
+from pydantic import FailFast, Field, TypeAdapter, ValidationError
 
 from levi_serve.bundle import BoolArray, Int8Array
 from levi_serve.bundle.manifest import Manifest
@@ -33,6 +33,7 @@ from levi_serve.shapes import (
     json_content,
     json_schemas,
     names_of,
+    plain_id_type,
     record,
 )
 from levi_serve.store import State
@@ -51,7 +52,20 @@ _HANDLED = (
     "(?:proxy-)?connection(?!: ?keep-alive\r)"
 )
 _HEADERS = rf"(?:(?!(?:{_HANDLED}):)[!#$%&'*+.^_`|~0-9a-z-]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+"
+_KIND = re.compile(rb"\r\ncontent-type:[ \t]*([^\r]*)", re.IGNORECASE)
 _TIMEOUT = rf"(?:{TIMEOUT}: ?([0-9]{{1,9}})\r\n{_HEADERS})?+"
+
+
+class ListHead(NamedTuple):
+    """What an ordinary POST says before its body."""
+
+    route: bytes
+    length: int
+    """Of the body, in bytes."""
+    timeout: float | None
+    """How long the caller waits [s], if it says so."""
+    is_json: bool
+    """Whether it says that its body is JSON."""
 
 
 class Wire:
@@ -65,9 +79,13 @@ class Wire:
         self._names = [entity.name for entity in self._entities]
         givens = {entity.name: given_type(entity) for entity in self._entities}
         pair = record("Pair", givens)
-        pairs = Annotated[list[pair], Field(min_length=1, max_length=max_pairs)]  # type: ignore[valid-type]
+        many = Field(min_length=1, max_length=max_pairs)
+        pairs = Annotated[list[pair], many]  # type: ignore[valid-type]
         names = {entity.name: names_of(entity) for entity in self._entities}
         self._query = Reader(record("Query", {e.name: id_type(e) for e in self._entities}), names)
+        ids = record("Ids", {entity.name: plain_id_type(entity) for entity in self._entities})
+        known = Annotated[list[ids], many, FailFast()]  # type: ignore[valid-type]
+        self._known = TypeAdapter[dict[str, Any]](record("KnownPairs", {"pairs": known}))
         self._body = Reader(record("Pairs", {"pairs": pairs}), {"pairs": names})
         self._answer = TypeAdapter[dict[str, Any]](record("Prediction", {**givens, **answer_fields(manifest)}))
         self._feedback = Reader(*_feedback(manifest))
@@ -106,6 +124,15 @@ class Wire:
         """
         user, item = self._names
         return [GivenPair(pair[user], pair[item]) for pair in self._body.json(body)["pairs"]]
+
+    def known_body(self, body: bytes) -> list[Pair] | None:
+        """The pairs in a JSON body, if it is one that `body` reads and names ids only."""
+        try:
+            found = self._known.validate_json(body)
+        except ValidationError:
+            return None
+        user, item = self._names
+        return [Pair(pair[user], pair[item]) for pair in found["pairs"]]
 
     def feedback(self, body: bytes) -> dict[str, Any]:
         """The event in a JSON body.
@@ -154,9 +181,9 @@ class Wire:
         (read_user, read_item) = self._read_ids
         return read_user(user), read_item(item), timeout
 
-    def list_head(self, head: bytes) -> tuple[bytes, int, float | None] | None:
-        """The route, the body's length and the timeout [s] of a POST with a list, if this is its whole head and as
-        ordinary as `express` wants it; None if it is anything else.
+    def list_head(self, head: bytes) -> ListHead | None:
+        """What this says, if it is the whole head of a POST with a list and as ordinary as `express` wants it; None if
+        it is anything else.
         """
         match = self._list.fullmatch(head)
         if match is None:
@@ -165,7 +192,8 @@ class Wire:
         milliseconds = before or after
         if (before and after) or milliseconds == b"0":
             return None
-        return route, int(length), None if milliseconds is None else int(milliseconds) / 1000
+        is_json = [kind.lower() for kind in _KIND.findall(head)] == [b"application/json"]
+        return ListHead(route, int(length), None if milliseconds is None else int(milliseconds) / 1000, is_json)
 
     def answers(
         self,

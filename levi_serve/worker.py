@@ -18,7 +18,6 @@ from levi_serve.bundle.commands import RunError
 from levi_serve.cli import Serve
 from levi_serve.guard import Token
 from levi_serve.lane import Lane
-from levi_serve.lists import Lists
 from levi_serve.live import Live
 from levi_serve.metrics import Metrics
 from levi_serve.protocol import Protocol
@@ -26,9 +25,9 @@ from levi_serve.server import Server
 from levi_serve.settings import ServeSettings
 from levi_serve.turned_away import TurnedAway
 
-_SWITCH_S = 0.0005
-"""How long a thread may keep the interpreter that the event loop waits for. The default of 5 ms is longer than a
-request takes, and the loop pays it after each system call while a version is loaded or a text is read beside it."""
+_SWITCH_S = 0.0001
+"""How long a thread may keep the interpreter that the event loop waits for. The loop pays it after each system call and
+each run of the model while a version is loaded or a text is read beside it. The default is 5 ms."""
 
 
 def serve(
@@ -63,8 +62,8 @@ def serve(
             trial=app.state.trial,
             metrics=metrics,
             away=TurnedAway(live),
-            lists=Lists(),
             timeout_s=settings.timeout_ms / 1000,
+            max_body_bytes=settings.max_body_bytes,
             token=token,
         )
     Server(app, live, protocol, settings.drain_s, settings.shutdown_s, lifeline).serve_on(listener)

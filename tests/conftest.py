@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,16 @@ def best_run(options: Options, cache: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
+def _large() -> Iterator[None]:
+    """Tensors of the tiny backbone are large enough to be set aside, as a real one's are."""
+    from training import graphs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "LARGE", 1000)
+        yield
+
+
+@pytest.fixture(scope="session")
 def best_repository(best_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with it as version 1; not to be changed."""
     from training.export import export
@@ -91,7 +102,7 @@ def best_repository(best_run: Run, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def entity_repository(entity_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def entity_repository(entity_run: Run, _large: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with the entity run as version 1; not to be changed."""
     from training.export import export
 
@@ -99,7 +110,7 @@ def entity_repository(entity_run: Run, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def pair_repository(pair_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pair_repository(pair_run: Run, _large: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with the pair run as version 1; not to be changed."""
     from training.export import export
 

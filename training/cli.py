@@ -125,6 +125,10 @@ class Retrain(OnDevice):
     run: Annotated[CliPositionalArg[Path], Field(description="Finished run whose data and options every night uses.")]
     repository: Annotated[CliPositionalArg[Path], Field(description="Model repository that holds its export.")]
     feedback: Annotated[str, Field(min_length=1, description="The servers' feedback log: a folder or a Redis URL.")]
+    entities: Annotated[
+        str | None,
+        Field(description="The servers' list of entities, a file or a Redis URL: who was erased is left out."),
+    ] = None
     state: Annotated[Path, Field(description="Folder of the nights: events, data, fits, reports.")] = Path(
         "runs/nightly"
     )
@@ -150,6 +154,7 @@ class Retrain(OnDevice):
             repository=self.repository,
             name=self.name,
             log=self.feedback,
+            entities=self.entities,
             state=self.state,
             cache=self.cache,
             device=self.device,

@@ -32,7 +32,7 @@ from training.conditions import versions
 from training.errors import RunError, UsageError
 from training.evaluate import METRICS, Evaluation
 from training.fit import predict
-from training.graphs import EncoderGraph, Graph, JoinGraph, PairGraph, write_onnx
+from training.graphs import EncoderGraph, Graph, JoinGraph, PairGraph, graph_bytes, set_aside, write_onnx
 from training.model import Levi
 from training.precision import Precision, lower
 from training.run import Run
@@ -78,6 +78,7 @@ def export(run: Run, repository: Path, name: str, parity_pairs: int, precision: 
             metrics["parity"] = _parity(run, _chain(run, list(map(onnx_runner, paths))), reference, parity_pairs)
         for path in paths:
             lower(path, precision)
+            set_aside(path)
         exported = _chain(run, list(map(onnx_runner, paths)))
         tables = _tables(run, exported)
         _write_rows(run, tables, staged[name])
@@ -87,7 +88,7 @@ def export(run: Run, repository: Path, name: str, parity_pairs: int, precision: 
         digest = sha256(staged[name] / "model.onnx")
         write_reference(staged[name], calibrate(run, exported, tables, digest))
         run.tokenizer.save(staged[name] / "tokenizer.json")
-        metrics |= {**_rounding(run, tables), **effect, "graph_bytes": sum(path.stat().st_size for path in paths)}
+        metrics |= {**_rounding(run, tables), **effect, "graph_bytes": sum(map(graph_bytes, paths))}
         manifest = _manifest(run, name, version, staged, metrics, precision)
         write_json(staged[name] / NAME, manifest.model_dump(mode="json", by_alias=True))
         stack.enter_context(_configured({repository / n / CONFIG: config(n, graph) for n, graph in graphs.items()}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 from pathlib import Path
 from typing import TypeAlias
@@ -17,6 +18,10 @@ from training.model import Levi, Network, Projection
 
 BACKBONE = "backbone/"
 """What names of the backbone's nodes begin with."""
+WEIGHTS = "weights.bin"
+"""Beside a graph, its large tensors."""
+LARGE = 1 << 20
+"""Bytes of a tensor that is large."""
 
 
 class JoinGraph(nn.Module):
@@ -140,3 +145,18 @@ def _finish(path: Path, one: tuple[str, ...]) -> None:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
         part.ClearField("metadata_props")
     onnx.save(model, path)
+
+
+def set_aside(path: Path) -> None:
+    """Move a graph's large tensors into a file beside it. ONNX Runtime maps that file: workers share it, loading copies
+    nothing, and letting go of it does not stop a server for as long as freeing so much memory takes.
+    """
+    model = onnx.load(path)
+    if any(len(tensor.raw_data) >= LARGE for tensor in model.graph.initializer):
+        onnx.save(model, path, save_as_external_data=True, location=WEIGHTS, size_threshold=LARGE)
+        shutil.copymode(path, path.with_name(WEIGHTS))  # the library lets nobody else read it
+
+
+def graph_bytes(path: Path) -> int:
+    """Of a graph's files."""
+    return sum(file.stat().st_size for file in (path, path.with_name(WEIGHTS)) if file.exists())

@@ -69,7 +69,7 @@ class _Catalogue:
         row = self._rows.get(ident, -1)
         if row < 0 and isinstance(ident, int) == (self._entity.id_type == "integer") and described:
             said = [a for a in self._entity.attributes if a.name in described]
-            values = {a.name: _value(a, described[a.name], self._table.schema.field(a.name).type) for a in said}
+            values = {a.name: column_value(a, described[a.name], self._table.schema.field(a.name).type) for a in said}
             if any(value is not None for value in values.values()):
                 row = self._rows[ident] = len(self._table) + len(self._new)
                 self._new.append({"id": ident, **values})
@@ -162,7 +162,7 @@ def _allowed(schema: Schema, binary: bool, rating: float) -> bool:
     return schema.rating_min <= rating <= schema.rating_max and (not binary or rating in {0, 1})
 
 
-def _value(attribute: Attribute, said: object, column: pa.DataType) -> object:
+def column_value(attribute: Attribute, said: object, column: pa.DataType) -> object:
     """What the table's column holds of an attribute that a client has sent; None if it is not of that kind."""
     number, many = attribute.kind == "number", attribute.many
     if not isinstance(said, int | float if number else list if many else str) or isinstance(said, bool):

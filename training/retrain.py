@@ -30,6 +30,7 @@ from training.atomic import publish_folder, staged_folder
 from training.checkpoint import write_json
 from training.datasets import load
 from training.datasets.snapshot import batches, write_snapshot
+from training.entities import forget, lay, read_list
 from training.errors import RunError, UsageError
 from training.export import export
 from training.gates import Gate, Margins, Verdict, candidate, in_service, judge
@@ -55,6 +56,8 @@ class Retraining:
     name: str
     log: str
     """The servers' feedback log: a folder or a Redis URL."""
+    entities: str | None
+    """Their list of entities: a file or a Redis URL."""
     state: Path
     cache: Path
     device: Device
@@ -168,7 +171,9 @@ class Retraining:
             base = load(options.dataset, self.data or options.data)
             if base.more is not None:
                 raise UsageError(f"{self.base}: its ratings are streamed from a file, feedback is merged in memory")
-            parts = split(base, options.seed)
+            listed = read_list(self.entities, self.name, base.schema)
+            forget([path for where in ("events", "refused") for path in (self.state / where).glob("*.events")], listed)
+            base, parts = lay(base, split(base, options.seed), listed)
             merged = merge(base, parts, {night: self._events(night) for night in plan.nights})
             write_json(counts, merged.counts.model_dump(mode="json"))
             with staged_folder(folder, "data") as staged:

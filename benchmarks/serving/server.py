@@ -138,12 +138,9 @@ class Server:
         )
 
     def seconds_within(self, limit: float, status: str) -> tuple[float, float]:
-        """How many answers of this status took at most `limit` seconds inside the server, and how many there were."""
-        name = "levi_http_request_duration_seconds"
-        return (
-            self.sample(f"{name}_bucket", status=status, le=str(limit)),
-            self.sample(f"{name}_count", status=status),
-        )
+        """How many predictions of this status took at most `limit` seconds inside the server, of how many."""
+        name, of = "levi_http_request_duration_seconds", {"route": "/predict", "status": status}
+        return self.sample(f"{name}_bucket", **of, le=str(limit)), self.sample(f"{name}_count", **of)
 
     def ended(self) -> bool:
         """Whether the program itself has."""

@@ -24,15 +24,30 @@ buildah bud --network host --pull-never --format docker $mounts --tag levi-serve
 buildah images
 
 container=$(buildah from --pull-never localhost/levi-serve)
-buildah run --network host --user 10001 --volume "$models:/models:ro" "$container" -- levi-serve --port 8765 &
+trap 'buildah rm "$container" >/dev/null; rm -rf "$work"' EXIT
+size=$(du -sm "$(buildah mount "$container")" | cut -f1)
+user=$(buildah run "$container" -- id -u)
+echo "$size MiB, runs as user $user"
+[ "$size" -le 500 ] && [ "$user" -ne 0 ]
+for folder in / /opt/levi; do
+    if buildah run "$container" -- touch "$folder/new" 2>/dev/null; then
+        echo "can write to $folder"
+        exit 1
+    fi
+done
+
+buildah run --network host --volume "$models:/models:ro" "$container" -- levi-serve --port 8765 &
+serving=$!
 for _ in $(seq 60); do
     if python3 -c "import urllib.request as r; r.urlopen('http://127.0.0.1:8765/readyz', timeout=1)" 2>/dev/null; then
         echo "it serves"
-        kill "$!"
+        kill "$serving"
+        wait "$serving" || true
         exit 0
     fi
     sleep 1
 done
 echo "it does not serve"
-kill "$!"
+kill "$serving"
+wait "$serving" || true
 exit 1

@@ -278,7 +278,9 @@ def test_retry_after_is_the_time_to_empty_the_queue(clock: Clock) -> None:
 
 
 def test_a_queue_too_long_for_the_deadline_refuses(clock: Clock) -> None:
-    """Three quarters of what a caller gives may be spent waiting; who gives more is accepted, who is late is told."""
+    """Three quarters of what a caller gives beside his own run may be spent waiting; who gives more is accepted, who
+    is late is told.
+    """
 
     async def scenario() -> None:
         async def run(items: Sequence[int]) -> Sequence[int]:
@@ -292,10 +294,10 @@ def test_a_queue_too_long_for_the_deadline_refuses(clock: Clock) -> None:
         replies: list[Any] = []
         for _ in range(6):
             lane.put([0], math.inf, replies.append)
-        await asyncio.sleep(0)  # two of six are taken: four take 10 s
+        await asyncio.sleep(0)  # two of six are taken: four take 10 s; the last run took 2.5 s
         with pytest.raises(OverloadedError):
-            lane.put([1], clock.now + 13.2, print)
-        lane.put([2], clock.now + 13.5, replies.append)
+            lane.put([1], clock.now + 15.8, print)
+        lane.put([2], clock.now + 15.9, replies.append)
         lane.put([3], clock.now - 1, replies.append)
         await lane.close()
         assert replies[:6] == [[0]] * 6
@@ -306,7 +308,7 @@ def test_a_queue_too_long_for_the_deadline_refuses(clock: Clock) -> None:
 
 
 def test_what_runs_counts_until_it_has_ended(clock: Clock) -> None:
-    """Two items run for 5 s: who gives less than that and his own share is refused, and later he is not."""
+    """Two items run for 5 s: who gives less than that, his own share and a run is refused, and later he is not."""
 
     async def scenario() -> None:
         gate = asyncio.Event()
@@ -323,11 +325,11 @@ def test_what_runs_counts_until_it_has_ended(clock: Clock) -> None:
         await turn()
         assert lane.busy
         with pytest.raises(OverloadedError):
-            lane.put([1], clock.now + 6.6, print)
-        lane.put([1], clock.now + 6.7, print)
+            lane.put([1], clock.now + 11.6, print)
+        lane.put([1], clock.now + 11.7, print)
         clock.now += 4
-        assert lane.crowded(0, clock.now + 4.6, clock.now) > 0  # one waits, and 1 s of the run is left: 3.5 s
-        assert lane.crowded(0, clock.now + 4.7, clock.now) == 0
+        assert lane.crowded(0, clock.now + 9.6, clock.now) > 0  # one waits, and 1 s of the run is left: 3.5 s
+        assert lane.crowded(0, clock.now + 9.7, clock.now) == 0
         gate.set()
         await long
         await lane.close()

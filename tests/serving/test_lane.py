@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
 from levi_serve import exchange, lane
+from levi_serve.engine_entity import EntityEngine
 from levi_serve.lane import Lane
-from levi_serve.lists import Lists
 from levi_serve.turned_away import TurnedAway
 
 from .conftest import settings
@@ -24,6 +25,7 @@ from .running import Gate, RunningApp
 GET = b"GET /predict?user=138&movie=357 HTTP/1.1\r\nHost: x\r\n\r\n"
 BODY = json.dumps({"pairs": [{"user": 138, "movie": 357}]}).encode()
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b\r\n"
+MAX_BODY_BYTES = 5_000
 POST = HEAD % (len(BODY), b"") + BODY
 
 
@@ -74,12 +76,11 @@ class Line:
         self._have += data
 
 
-class Full:
-    """A server with a gate before its model, and as many requests on the way as it takes: two of them wait."""
+class Served:
+    """An application's lane on a port."""
 
     def __init__(self, app: RunningApp) -> None:
         self.app = app
-        self.gate = Gate(app, "_score")
         config = uvicorn.Config(app.app, log_config=None)
         config.load()
         named = {
@@ -87,8 +88,8 @@ class Full:
             "trial": app.app.state.trial,
             "metrics": app.metrics,
             "away": TurnedAway(app.live),
-            "lists": Lists(),
             "timeout_s": 9,
+            "max_body_bytes": MAX_BODY_BYTES,
             "token": None,
         }
         state = ServerState()
@@ -98,6 +99,17 @@ class Full:
             )
         )
         self.port = self._server.sockets[0].getsockname()[1]
+
+    def close(self) -> None:
+        self.app.loop.call_soon_threadsafe(self._server.close)
+
+
+class Full(Served):
+    """A server with a gate before its model, and as many requests on the way as it takes: two of them wait."""
+
+    def __init__(self, app: RunningApp) -> None:
+        super().__init__(app)
+        self.gate = Gate(app, "_score")
         self.taken = [Line(self.port) for _ in range(self.gate.permits + 2)]
         for i, line in enumerate(self.taken, start=1):
             line.send(GET)
@@ -109,7 +121,7 @@ class Full:
         for line in self.taken:
             assert line.answer()[0] == 200
             line.close()
-        self.app.loop.call_soon_threadsafe(self._server.close)
+        super().close()
 
 
 @pytest.fixture
@@ -117,6 +129,15 @@ def full(toy_repository: Path) -> Iterator[Full]:
     """Entity views and pair views; the queue has room for two, and both are there."""
     with RunningApp(settings(toy_repository, max_batch=1, max_pairs=1, max_queue=2)) as app:
         server = Full(app)
+        yield server
+        server.close()
+
+
+@pytest.fixture
+def served(toy_repository: Path) -> Iterator[Served]:
+    """Entity views and pair views."""
+    with RunningApp(settings(toy_repository, max_body_bytes=MAX_BODY_BYTES)) as app:
+        server = Served(app)
         yield server
         server.close()
 
@@ -166,9 +187,9 @@ def test_what_waits_in_the_socket_is_late(full: Full, monkeypatch: pytest.Monkey
 
 def test_an_answer_that_the_loop_held_up(app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list that was rated in time, and comes out of the event loop too late, is a 504 and no answer."""
-    monkeypatch.setattr(exchange, "_SENDING_S", 10.0)  # the default deadline is in 2 s
+    monkeypatch.setattr(exchange, "SENDING_S", 10.0)  # the default deadline is in 2 s
     assert app.post([{"user": 138, "movie": 357}]).status_code == 504
-    monkeypatch.setattr(exchange, "_SENDING_S", 0.001)
+    monkeypatch.setattr(exchange, "SENDING_S", 0.001)
     assert app.post([{"user": 138, "movie": 357}]).status_code == 200
 
 
@@ -191,3 +212,73 @@ def test_draining(full: Full) -> None:
         status, headers, _ = line.answer()
         assert (status, headers["connection"]) == (429, "close")
         assert line.ended()
+
+
+KNOWN = {"user": 138, "movie": 357}
+ORDINARY = b"X-Request-Id: a\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "lean"),
+    [
+        ({"pairs": [KNOWN]}, 200, True),
+        ({"pairs": [KNOWN, {"movie": 50, "user": 7}] * 40}, 200, True),
+        ({"pairs": [KNOWN, {"user": 1, "movie": 10**9}]}, 404, True),
+        ({"pairs": [KNOWN, {"user": 7, "movie": {"title": "New"}}]}, 200, False),
+        ({"pairs": [KNOWN, {"user": 7, "movie": 50.0}]}, 200, False),
+        ({"pairs": [KNOWN, {"user": True, "movie": 1}]}, 422, False),
+        ({"pairs": [{**KNOWN, "more": 1}]}, 422, False),
+        ({"pairs": [], "more": 1}, 422, False),
+        ({"pairs": [KNOWN] * 300}, 413, False),
+        ([KNOWN], 422, False),
+    ],
+)
+def test_lists_of_ids(served: Served, body: Any, status: int, lean: bool) -> None:
+    """They are answered as the ordinary way does, byte for byte; of the two only the lean one names no request. What it
+    cannot read for sure, and all pair views, are left to the other.
+    """
+    content = json.dumps(body).encode()
+    with closing(Line(served.port)) as line:
+        line.send(HEAD % (len(content), b"") + content)
+        told, headers, answer = line.answer()
+        entity_views = isinstance(served.app.live.service.engine, EntityEngine)
+        assert (told, "x-request-id" not in headers) == (status, lean and entity_views)
+        line.send(HEAD % (len(content), ORDINARY) + content)
+        ordinary, headers, same = line.answer()
+        assert (ordinary, same, headers["x-request-id"]) == (status, answer, "a")
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"Content-Type: application/json; charset=utf-8", 200),
+        (b"Content-Type: text/plain", 415),
+        (b"Content-Type: application/json\r\nContent-Type: text/plain", 200),
+        (b"X-Content-Type: application/json", 415),
+    ],
+)
+def test_lists_that_may_not_be_json(served: Served, head: bytes, status: int) -> None:
+    """The ordinary way decides."""
+    request = POST.replace(b"Content-Type: application/json", head)
+    with closing(Line(served.port)) as line:
+        line.send(request)
+        told, headers, _ = line.answer()
+        assert (told, "x-request-id" in headers) == (status, True)
+
+
+def test_a_list_in_pieces(served: Served) -> None:
+    """Is put together by the ordinary way."""
+    with closing(Line(served.port)) as line:
+        for piece in (POST[:-9], POST[-9:]):
+            served.app.get("/livez")
+            line.send(piece)
+        assert line.answer()[0] == 200
+        assert line.asked(GET) == line.asked(POST) == 200
+
+
+def test_a_lean_list_that_the_loop_held_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is a 504 as well."""
+    monkeypatch.setattr(lane, "SENDING_S", 20.0)
+    monkeypatch.setattr(exchange, "SENDING_S", 20.0)  # for pair views
+    with closing(Line(served.port)) as line:
+        assert line.asked(POST) == 504

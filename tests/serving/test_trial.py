@@ -144,5 +144,7 @@ def test_in_the_lane(repository: Path, tmp_path: Path) -> None:
             answer: Any = server.http.get(f"/predict?user={user}&movie=357").json()
             toy, version = (NEW, 2) if fraction(user) < 0.5 else (OLD, 1)
             assert (answer["version"], answer["rating"]) == (version, pytest.approx(toy.rating(user, 357), abs=1e-5))
+            listed = server.http.post("/predict", json={"pairs": [{"user": user, "movie": 357}]})
+            assert listed.json() == [answer]
     finally:
         server.close()

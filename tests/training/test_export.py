@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -27,6 +28,7 @@ from levi_serve.bundle.scores import SUPPORT
 from levi_serve.bundle.tokens import Tokenizer
 from tests.tiny import fitted
 from training import export as module
+from training import graphs
 from training.chain import Chain, catalogue, onnx_runner, torch_runner
 from training.errors import RunError, UsageError
 from training.evaluate import evaluate
@@ -105,7 +107,7 @@ def _ready_graphs(entity_repository: Path, pair_repository: Path, monkeypatch: p
             EncoderGraph: entity_repository / "levi_encoder",
             PairGraph: pair_repository / "levi",
         }[type(graph)]
-        shutil.copy(source / "1/model.onnx", path)
+        onnx.save(onnx.load(source / "1/model.onnx"), path)
 
     monkeypatch.setattr(module, "write_onnx", write)
 
@@ -211,6 +213,40 @@ def test_graphs_tell_nothing_of_the_machine(exported: Exported) -> None:
     """The exporter's notes on sources are not in what is published."""
     for path in exported.repository.rglob("model.onnx"):
         assert b"/training/" not in path.read_bytes()
+
+
+def test_large_tensors_lie_beside_their_graph(
+    entity_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a file that the manifest vouches for and that the graph's readers may read; it computes what it did."""
+    folder = entity_repository / "levi_encoder/1"
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    aside = {tensor.name for tensor in graph.initializer if tensor.external_data}
+    assert aside
+    assert all(len(tensor.raw_data) < graphs.LARGE for tensor in graph.initializer if tensor.name not in aside)
+    assert {"levi_encoder/1/model.onnx", f"levi_encoder/1/{graphs.WEIGHTS}"} <= set(
+        read_manifest(entity_repository, "levi", 1).files
+    )
+    whole = tmp_path / "model.onnx"
+    onnx.save(onnx.load(folder / "model.onnx"), whole)
+    whole.chmod(0o640)
+    feeds = {
+        tensor.name: np.ones(
+            [2 if isinstance(n, str) else n for n in tensor.shape],
+            np.int64 if tensor.type == "tensor(int64)" else np.float32,
+        )
+        for tensor in ort.InferenceSession(whole, providers=["CPUExecutionProvider"]).get_inputs()
+    }
+    before, total = onnx_runner(whole)(feeds), graphs.graph_bytes(whole)
+    graphs.set_aside(whole)
+    assert whole.with_name(graphs.WEIGHTS).stat().st_mode & 0o777 == 0o640
+    assert whole.stat().st_size < total < graphs.graph_bytes(whole)
+    np.testing.assert_array_equal(onnx_runner(whole)(feeds), before)
+    monkeypatch.setattr(graphs, "LARGE", total)
+    small = shutil.copy(entity_repository / "levi/1/model.onnx", tmp_path / "small.onnx")
+    content = small.read_bytes()
+    graphs.set_aside(small)
+    assert small.read_bytes() == content
 
 
 def test_ratings_are_clipped(exported: Exported) -> None:

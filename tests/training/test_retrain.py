@@ -6,7 +6,7 @@ import fcntl
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 
 from levi_serve.bundle.feedback import Event, Events, encode_event
 from levi_serve.bundle.manifest import read_manifest
+from levi_serve.bundle.rows import Table
 from tests.serving.conftest import settings, until
 from tests.serving.running import RunningApp
 from training import cli, gates, retrain
@@ -81,6 +82,7 @@ def world(entity_run: Run, entity_repository: Path, tables: Path, cache: Path, t
         repository=tmp_path / "repository",
         name="levi",
         log=str(tmp_path / "log"),
+        entities=None,
         state=tmp_path / "state",
         cache=cache,
         device="cpu",
@@ -142,6 +144,43 @@ def test_a_night(world: World) -> None:
     world.feed("one", range(0, 2400, 4))  # a replay of all of it
     assert world.job.run() is None
     assert world.versions() == ["1", "2"]
+
+
+def test_erased_and_put(world: World, tmp_path: Path) -> None:
+    """Who was erased while the server ran is not in the next version, nor in what nights keep of events; who was put
+    is, and is not taken for trained on.
+    """
+    repository, listed = world.job.repository, tmp_path / "entities"
+    film, admin = {"title": "star house", "genres": ["Drama"], "year": 1999}, {"Authorization": "Bearer a"}
+    early = world.events("early", [0])[0]
+    (world.job.state / "refused").mkdir(parents=True)
+    (world.job.state / "refused/0001.events").write_bytes(encode_event(early))
+    user, movie = early.user, world.truth.items["id"][7].as_py()
+    chosen = settings(repository, feedback=world.log, entities=listed, admin_token="a", timeout_ms=60_000)
+    with RunningApp(chosen) as server:
+        for event in world.events("one", range(0, 2400, 4)):
+            said = {"id": event.id, "user": event.user, "movie": event.item, "rating": event.rating, "time": 9}
+            assert server.request("POST", "/feedback", json=said).status_code == 200
+        for place in (f"user/{user}", f"movie/{movie}"):
+            assert server.request("DELETE", f"/entities/{place}", headers=admin).status_code == 200
+        late = {"id": "late", "user": user, "movie": 357, "rating": 3, "attributes": {"user": {"age": 30}}}
+        assert server.request("POST", "/feedback", json=late).status_code == 200
+        assert server.request("PUT", "/entities/movie/9001", json=film, headers=admin).status_code == 200
+    report = replace(world.job, entities=str(listed)).run()
+    assert report is not None
+    assert report.version == 2
+    kept = [event for path in world.job.state.glob("*/*.events") for event in Events(path)]
+    assert kept
+    assert not [event for event in kept if user == event.user or movie == event.item]
+    folder = repository / "levi/2"
+    for name, ident in (("users", user), ("movies", movie)):
+        assert Table(repository / "levi/1", name).find([ident])[0] >= 0
+        assert Table(folder, name).find([ident])[0] == -1
+    with RunningApp(settings(repository)) as server:  # without the list
+        assert server.get(f"/predict?user={user}&movie=357").status_code == 404
+        assert server.get(f"/predict?user=138&movie={movie}").status_code == 404
+        answer = server.get("/predict?user=138&movie=9001").json()
+        assert (answer["version"], answer["cold_start"]) == (2, ["movie"])
 
 
 @pytest.mark.usefixtures("_quick_export")

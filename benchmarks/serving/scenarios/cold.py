@@ -10,7 +10,7 @@ from benchmarks.serving.server import Server
 
 SHARE = 0.01
 ALLOWED = 2.0
-_BUSY = 0.5
+_BUSY = 0.25
 """At most this share of the time the encoder works: cold requests must not be what the server is full of."""
 
 

@@ -39,8 +39,12 @@ def overload(bench: Bench) -> dict[str, Any]:
         three = _point(bench, server, posts, 3, post_ceiling, POST_CONNECTIONS)
     with bench.serve() as server:
         hurried = [_posts(bench, f"X-Request-Timeout-Ms: {DEADLINE_MS}\r\n")]
+        before = server.seconds_within(DEADLINE_MS / 1000, "200")  # the first request of all may take long
         deadline = _point(bench, server, hurried, 3, post_ceiling, POST_CONNECTIONS)
-        in_time, good = server.seconds_within(DEADLINE_MS / 1000, "200")
+        in_time, good = (
+            after - earlier
+            for after, earlier in zip(server.seconds_within(DEADLINE_MS / 1000, "200"), before, strict=True)
+        )
     found = {
         "ceiling": ceiling,
         "memory_before_mib": memory,

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from benchmarks.monitor import stages
+from benchmarks.monitor.tried import tried
 from levi_serve.bundle.commands import Command, run
 from training.checkpoint import write_json
 from training.conditions import conditions
@@ -31,6 +32,7 @@ STAGES: dict[str, Callable[[dict[str, list[Run]], Path], Any]] = {
     "replay": stages.replay,
     "errors": stages.errors,
     "cost": stages.cost,
+    "tried": tried,
 }
 
 
@@ -38,7 +40,7 @@ class Stage(Command):
     """Run one stage, or `all`."""
 
     stage: Annotated[
-        str, Field(description="Some of auroc, delays, peers, replay, errors, cost, with commas; or all.")
+        str, Field(description="Some of auroc, delays, peers, replay, errors, cost, tried, with commas; or all.")
     ] = "all"
     data: Annotated[Path, Field(description="Folder of MovieLens-100K.")]
     runs: Annotated[Path, Field(description="Folder of the fitted runs; what is missing is fitted.")] = Path(

@@ -17,6 +17,7 @@ _SHARES = (0.01, 0.05, 0.1, 0.3, 1.0)
 def tables(results: Mapping[str, Any]) -> str:
     """All tables, in Markdown."""
     makers = {"auroc": _auroc, "delays": _delays, "peers": _peers, "replay": _replay, "errors": _errors, "cost": _cost}
+    makers["tried"] = _tried
     found = []
     for stage, make in makers.items():
         if stage in results:
@@ -100,6 +101,17 @@ def _errors(figures: Mapping[str, Any]) -> str:
 def _cost(figures: Mapping[str, Any]) -> str:
     rows = [[f"{figures[name]:.2f}" for name in ("scores_us", "ood_score_us", "monitor_us", "all_us")]]
     return _table(["scores, µs a prediction", "`ood_score`", "monitor", "together"], rows)
+
+
+def _tried(figures: Mapping[str, Any]) -> str:
+    parts = [figures["heads"], figures["content"], figures["errors"]]
+    names = ("AUROC, one head broken", "AUROC, ids hidden", "median error of the estimated RMSE")
+    shown = []
+    for name, rows in zip(names, parts, strict=True):
+        columns = list(next(iter(rows.values())))
+        cells = [[row, *(f"{values[column]:.3f}" for column in columns)] for row, values in rows.items()]
+        shown.append(_table([name, *columns], cells))
+    return "\n\n".join(shown)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

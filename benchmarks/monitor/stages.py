@@ -66,7 +66,7 @@ def _auroc(run: Run, cache: Path) -> dict[str, dict[str, float]]:
         for layer in range(fitted.model.shape.layers)
     ]
     found["one layer of other items"] = _mean(layers)
-    for name, change in _HEADS.items():
+    for name, change in BROKEN.items():
         broken = [
             _separation(whole.reference, inside, fitted.pool(parts.test, whole.reference, change(head)))
             for head in range(fitted.model.shape.layers)
@@ -85,7 +85,7 @@ def _changed(head: int, how: Any) -> Any:
     return change
 
 
-_HEADS: dict[str, Any] = {
+BROKEN: dict[str, Callable[[int], Callable[[AnyArray], AnyArray]]] = {
     "constant": lambda head: _changed(head, lambda x: np.full_like(x, x.mean())),
     "shuffled": lambda head: _changed(head, lambda x: np.random.default_rng(0).permutation(x)),
     "off by 0.5": lambda head: _changed(head, lambda x: x + np.float32(0.5)),
@@ -100,9 +100,9 @@ def _separation(reference: Reference, inside: Pool, outside: Pool) -> dict[str, 
         if name in {"level", "depth_gap"}:
             middle = np.median(reference.tables[name])
             a, b = np.abs(a - middle), np.abs(b - middle)
-        found[name] = _auc(a, b)
-    found["combined"] = _auc(_combined(reference, inside), _combined(reference, outside))
-    found["new item"] = _auc(inside.new[1], outside.new[1])
+        found[name] = area(a, b)
+    found["combined"] = area(_combined(reference, inside), _combined(reference, outside))
+    found["new item"] = area(inside.new[1], outside.new[1])
     return found
 
 
@@ -115,7 +115,8 @@ def _combined(reference: Reference, pool: Pool) -> DoubleArray:
     return out
 
 
-def _auc(inside: AnyArray, outside: AnyArray) -> float:
+def area(inside: AnyArray, outside: AnyArray) -> float:
+    """AUROC of a score of which more means stranger."""
     truth = np.r_[np.zeros(len(inside)), np.ones(len(outside))]
     return float(roc_auc_score(truth, np.r_[inside, outside]))
 

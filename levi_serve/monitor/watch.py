@@ -26,7 +26,7 @@ from levi_serve.monitor.streams import BLOCK, NEW
 
 log = logging.getLogger("levi")
 
-CHUNK, BATCHES = 128, 32
+CHUNK, BATCHES = 256, 32
 """Predictions, and batches, that are counted together: by themselves a few cost nearly as much. Batches are small
 when traffic is light, and nobody is to wait long for a count then.
 """

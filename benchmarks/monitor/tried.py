@@ -69,7 +69,8 @@ def content(runs: Runs, cache: Path) -> Any:
 def _content(run: Run, hidden: Traffic) -> dict[str, tuple[float, float]]:
     fitted, reference = Fitted.of(run).hidden(), hidden.reference
     known = fitted.pool(run.split.calibration, reference)
-    of_item = [set(a.get("genres", ())) for a in attributes(run.dataset.items, run.dataset.schema.item)]
+    told = (a.get("genres") for a in attributes(run.dataset.items, run.dataset.schema.item))
+    of_item = [set(genres) if isinstance(genres, tuple) else set() for genres in told]
     trained = np.unique(run.dataset.ratings.item[run.split.train])
     views = fitted.features.components[1]
     assert views is not None
@@ -87,8 +88,8 @@ def _content(run: Run, hidden: Traffic) -> dict[str, tuple[float, float]]:
     apart = []
     for k, (scored, mask) in enumerate(kept):
         model = _fitted([pair for i, pair in enumerate(kept) if i != k])
-        told = model(scored)
-        apart.append(area(told[~mask], told[mask]))
+        joined = model(scored)
+        apart.append(area(joined[~mask], joined[mask]))
     model = _fitted(kept)
     found["logistic, of three"] = (float(np.mean(apart)), area(model(inside), model(outside)))
     return found

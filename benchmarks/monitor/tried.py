@@ -17,7 +17,6 @@ from benchmarks.monitor.pools import Fitted, Pool, Traffic, hidden_traffic, traf
 from benchmarks.monitor.stages import BROKEN, Runs, area
 from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, FloatArray
 from levi_serve.bundle.scores import BINS, bins_of, quantile
-from training.datasets.dataset import attributes
 from training.datasets.movielens import SHIFT
 from training.run import Run
 
@@ -69,7 +68,7 @@ def content(runs: Runs, cache: Path) -> Any:
 def _content(run: Run, hidden: Traffic) -> dict[str, tuple[float, float]]:
     fitted, reference = Fitted.of(run).hidden(), hidden.reference
     known = fitted.pool(run.split.calibration, reference)
-    of_item = [set(a.get("genres", ())) for a in attributes(run.dataset.items, run.dataset.schema.item)]
+    of_item = [set(genres or ()) for genres in run.dataset.items.column("genres").to_pylist()]
     trained = np.unique(run.dataset.ratings.item[run.split.train])
     views = fitted.features.components[1]
     assert views is not None

@@ -17,7 +17,6 @@ from benchmarks.monitor.pools import Fitted, Pool, Traffic, hidden_traffic, traf
 from benchmarks.monitor.stages import BROKEN, Runs, area
 from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, FloatArray
 from levi_serve.bundle.scores import BINS, bins_of, quantile
-from training.datasets.dataset import attributes
 from training.datasets.movielens import SHIFT
 from training.run import Run
 
@@ -69,8 +68,7 @@ def content(runs: Runs, cache: Path) -> Any:
 def _content(run: Run, hidden: Traffic) -> dict[str, tuple[float, float]]:
     fitted, reference = Fitted.of(run).hidden(), hidden.reference
     known = fitted.pool(run.split.calibration, reference)
-    told = (a.get("genres") for a in attributes(run.dataset.items, run.dataset.schema.item))
-    of_item = [set(genres) if isinstance(genres, tuple) else set() for genres in told]
+    of_item = [set(genres or ()) for genres in run.dataset.items.column("genres").to_pylist()]
     trained = np.unique(run.dataset.ratings.item[run.split.train])
     views = fitted.features.components[1]
     assert views is not None
@@ -88,8 +86,8 @@ def _content(run: Run, hidden: Traffic) -> dict[str, tuple[float, float]]:
     apart = []
     for k, (scored, mask) in enumerate(kept):
         model = _fitted([pair for i, pair in enumerate(kept) if i != k])
-        joined = model(scored)
-        apart.append(area(joined[~mask], joined[mask]))
+        told = model(scored)
+        apart.append(area(told[~mask], told[mask]))
     model = _fitted(kept)
     found["logistic, of three"] = (float(np.mean(apart)), area(model(inside), model(outside)))
     return found

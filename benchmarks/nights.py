@@ -5,7 +5,7 @@ python -m benchmarks.nights --data DIR     # prints a table; writes benchmarks/r
 The last 20 % of the ratings by time are held out and fed back in five nights, POSTed to a live server. After each,
 `levi-train retrain` runs, and the server takes the new version by itself. Three models rate each night before it is fed
 back, all on the same ratings: the frozen one, the one that is served (its answers come over HTTP), and one that is
-trained on as often and as long, but without feedback. A sixth night of random ratings must be refused.
+trained on from the frozen one as long, but without feedback. A sixth night of random ratings must be refused.
 """
 
 from __future__ import annotations
@@ -58,9 +58,8 @@ class Nights(Command):
         Field(description="Folder of fits and repository. A benchmark that was killed goes on there."),
     ] = Path("runs/nights")
     seed: Annotated[int, Field(description="Of split and fits.")] = 0
-    warm: Annotated[bool, Field(description="Every night goes on from the model in service, not from nothing.")] = False
-    epochs: Annotated[int, Field(description="Of each night's warm fit.")] = 1
-    learning_rate: Annotated[float, Field(description="Of each night's warm fit.")] = 5e-4
+    epochs: Annotated[int, Field(description="Of each night's warm fit.")] = 3
+    learning_rate: Annotated[float, Field(description="Of each night's warm fit.")] = 1e-3
     cache: Annotated[Path, Field(default_factory=default_cache, description="Folder of cached views.")]
     out: Annotated[Path, Field(description="Where the figures go.")] = Path("benchmarks/results/nights.json")
     plot: Annotated[Path, Field(description="Where the plot goes.")] = Path("docs/plots/nights.svg")
@@ -90,8 +89,8 @@ class Nights(Command):
         pooled = {name: np.concatenate(errors[1:]) for name, errors in squared.items()}
         pairs = {name: interval(users, pooled["with feedback"], pooled[name]) for name in MODELS if name != MODELS[1]}
         facts = {
-            "command": f"python -m benchmarks.nights --data ml-100k --seed {self.seed}"
-            + (f" --warm --epochs {self.epochs} --learning-rate {self.learning_rate:g}" if self.warm else ""),
+            "command": f"python -m benchmarks.nights --data ml-100k --seed {self.seed} --epochs {self.epochs} "
+            f"--learning-rate {self.learning_rate:g}",
             **conditions(),
             "nights": rows,
             "pooled_rmse": {name: float(np.sqrt(errors.mean())) for name, errors in pooled.items()},
@@ -121,7 +120,7 @@ class Nights(Command):
         self, number: int, night: Int64Array, whole: Dataset, frozen: Judged, server: Server
     ) -> dict[str, list[float]]:
         """The three models' ratings of a night that none of them has seen."""
-        without = in_service(self._without(number - 1), whole, self.cache) if number > 1 else frozen
+        without = in_service(self._without(), whole, self.cache) if number > 1 else frozen
         said = frozen.rating(night), server.rate(whole, night), without.rating(night)
         return {name: rating.tolist() for name, rating in zip(MODELS, said, strict=True)}
 
@@ -161,18 +160,10 @@ class Nights(Command):
             dataset="snapshot", data=self.work / "data", item_text=ITEM_TEXT, select="random", seed=self.seed, **changes
         )
 
-    def _without(self, number: int) -> Any:
-        """The model that was trained for so many more nights without feedback: from nothing it is the base model."""
-        if not self.warm:
-            return open_run(self.work / "base", self.cache, "cpu")
-        folder = self.work / f"without-{number}"
-        start = self.work / (f"without-{number - 1}" if number > 1 else "base")
-        fit(
-            self._options(start=start, epochs=self.epochs, learning_rate=(self.learning_rate,)),
-            folder,
-            self.cache,
-            "cpu",
-        )
+    def _without(self) -> Any:
+        """The model that was trained on as the nights are, without feedback: the same one every night."""
+        folder, told = self.work / "without", {"epochs": self.epochs, "learning_rate": (self.learning_rate,)}
+        fit(self._options(start=self.work / "base", **told), folder, self.cache, "cpu")
         return open_run(folder, self.cache, "cpu")
 
     def _retrain(self) -> tuple[int, str]:
@@ -182,7 +173,7 @@ class Nights(Command):
             self.work / "base",
             self.work / "repository",
             *("--feedback", self.work / "feedback", "--state", self.work / "state"),
-            *("--warm" if self.warm else "--no-warm", "--epochs", self.epochs, "--learning-rate", self.learning_rate),
+            *("--epochs", self.epochs, "--learning-rate", self.learning_rate),
             check=False,
         )
 

@@ -34,7 +34,8 @@ from levi_serve.wire import ListHead
 
 log = logging.getLogger("levi")
 
-ROUTE = "/predict"
+_ROUTE = "/predict"
+_GET = (_ROUTE, "GET")
 _JSON = b"application/json"
 _PROBLEM = MEDIA_TYPE.encode()
 _END = b"\r\n\r\n"
@@ -72,8 +73,8 @@ class Lane(Protocol):
         self._midway = False
         """Whether uvicorn's parser is inside a request."""
         self._job: Job[Pair, bytes] | None = None
-        self._method = "GET"
-        """Of the request in the lane."""
+        self._asked = _GET
+        """Route and method of the request in the lane."""
         self._service: Service | None = None
         self._seen = perf_counter()
         self._refused = self._again = -math.inf
@@ -119,7 +120,7 @@ class Lane(Protocol):
         if self._job is not None:
             self._job.cancel()
             self._job = None
-            self._metrics.request(ROUTE, self._method, "unanswered", perf_counter() - self._seen)
+            self._metrics.request(*self._asked, "unanswered", perf_counter() - self._seen)
         if self._idle is not None:
             self._idle.cancel()
         super().connection_lost(exc)
@@ -152,20 +153,27 @@ class Lane(Protocol):
         engine = service.engine
         deadline = self._deadline(timeout)
         if retry_after := engine.crowded(deadline, self._seen) or int(deadline <= self._seen):
-            self._turn_away(ROUTE, "GET", retry_after)
+            self._turn_away(_GET, retry_after)
             return True
         if not isinstance(engine, EntityEngine):
             return False
-        self._put(service, engine, (Pair(user, item),), deadline, "GET")
+        self._put(service, engine, (Pair(user, item),), deadline, _GET)
         return True
 
-    def _put(self, service: Service, engine: EntityEngine, pairs: Sequence[Pair], deadline: float, method: str) -> None:
+    def _put(
+        self,
+        service: Service,
+        engine: EntityEngine,
+        pairs: Sequence[Pair],
+        deadline: float,
+        asked: tuple[str, str],
+    ) -> None:
         self._unset_keepalive_if_required()
-        self._service, self._method = service, method
+        self._service, self._asked = service, asked
         try:
             self._job = engine.put(pairs, deadline, self._reply)
         except OverloadedError as error:
-            self._turn_away(ROUTE, method, error.retry_after)
+            self._turn_away(asked, error.retry_after)
         except ServeError as error:
             self._refuse(error)
 
@@ -185,7 +193,7 @@ class Lane(Protocol):
         retry_after = service.engine.crowded(deadline, self._seen) or int(deadline <= self._seen)
         if not retry_after:
             return not rest and self._put_list(service, said, data[end:], deadline)
-        self._turn_away(said.route.decode(), "POST", retry_after)
+        self._turn_away((said.route.decode(), "POST"), retry_after)
         self._rest = rest
         return True
 
@@ -193,12 +201,12 @@ class Lane(Protocol):
         engine = service.engine
         if not isinstance(engine, EntityEngine) or self._trial.active:
             return False
-        if said.route != ROUTE.encode() or not said.is_json or said.length > self._max_body_bytes:
+        if said.route != _ROUTE.encode() or not said.is_json or said.length > self._max_body_bytes:
             return False
         pairs = service.wire.known_body(body)
         if pairs is None:
             return False
-        self._put(service, engine, pairs, deadline, "POST")
+        self._put(service, engine, pairs, deadline, (_ROUTE, "POST"))
         return True
 
     def _deadline(self, timeout: float | None) -> float:
@@ -208,15 +216,15 @@ class Lane(Protocol):
         came = self._refused if self._seen - self._again < _AT_ONCE_S else self._seen
         return came + (self._timeout_s if timeout is None else timeout)
 
-    def _turn_away(self, route: str, method: str, retry_after: int) -> None:
+    def _turn_away(self, asked: tuple[str, str], retry_after: int) -> None:
         """Refuse a request at once, and do not read the next one for a while: a client that is told within a turn of
         the loop sends the next one within the same turn, and while there is always one more to be read and refused, no
         run begins.
         """
         self._unset_keepalive_if_required()
+        self._asked = asked
         self._metrics.problem(OVERLOADED)
-        more = b"retry-after: %d\r\n" % retry_after
-        self._write(429, _PROBLEM, _overloaded(retry_after), more, route, method)
+        self._write(429, _PROBLEM, _overloaded(retry_after), b"retry-after: %d\r\n" % retry_after)
         if not self._last:
             self._refused = self._seen
             self.transport.pause_reading()
@@ -235,7 +243,7 @@ class Lane(Protocol):
         elif perf_counter() + SENDING_S > job.deadline:
             self._refuse(DeadlineError())
         else:
-            self._write(200, _JSON, result[0] if self._method == "GET" else b"[%b]" % b",".join(result))
+            self._write(200, _JSON, result[0] if self._asked == _GET else b"[%b]" % b",".join(result))
         if self._held and not self.transport.is_closing():
             held, self._held = bytes(self._held), bytearray()
             self.transport.resume_reading()
@@ -245,22 +253,14 @@ class Lane(Protocol):
         if isinstance(error, UnknownIdError):
             assert self._service is not None
             place = next(i for i, pair in enumerate(pairs) if pair[error.side] == error.id)
-            error = self._service.wire.unknown_id(error, "" if self._method == "GET" else f"pairs[{place}].")
+            error = self._service.wire.unknown_id(error, "" if self._asked == _GET else f"pairs[{place}].")
         problem = problem_of(error)
         if not isinstance(error, ServeError | ProblemError):
-            log.error("%s %s failed", self._method, ROUTE, exc_info=error)
+            log.error("%s failed", " ".join(reversed(self._asked)), exc_info=error)
         self._metrics.problem(problem.name)
         self._write(problem.status, _PROBLEM, problem.model_dump_json().encode())
 
-    def _write(
-        self,
-        status: int,
-        kind: bytes,
-        body: bytes,
-        more: bytes = b"",
-        route: str = ROUTE,
-        method: str | None = None,
-    ) -> None:
+    def _write(self, status: int, kind: bytes, body: bytes, more: bytes = b"") -> None:
         if self._last or self._live.status == "draining":
             # The client's next request must not meet a line that is about to close.
             self._last = True
@@ -268,7 +268,7 @@ class Lane(Protocol):
         self.transport.write(head % (len(body), body))
         if self._last:
             self.transport.close()
-        self._metrics.request(route, method or self._method, str(status), perf_counter() - self._seen)
+        self._metrics.request(*self._asked, str(status), perf_counter() - self._seen)
 
     def _close_if_idle(self) -> None:
         quiet = perf_counter() - self._seen

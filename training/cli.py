@@ -135,10 +135,10 @@ class Retrain(OnDevice):
     data: Annotated[Path | None, Field(description="Where the run's data lies now, if it was moved.")] = None
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", description="Model name inside the repository.")] = "levi"
     warm: Annotated[
-        bool, Field(description="Go on from the model in service; otherwise every night fits from nothing.")
+        bool, Field(description="Every night goes on from the run's model; otherwise it fits from nothing.")
     ] = True
     epochs: Annotated[PositiveInt, Field(description="Of a warm start, the longest fit.")] = 3
-    learning_rate: Annotated[PositiveFloat, Field(description="Of a warm start, the peak.")] = 2e-3
+    learning_rate: Annotated[PositiveFloat, Field(description="Of a warm start, the peak.")] = 1e-3
     margin_id: Annotated[
         NonNegativeFloat, Field(description="RMSE by which the held-out ratings in distribution may become worse.")
     ] = 0.005

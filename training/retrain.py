@@ -67,7 +67,7 @@ class Retraining:
     epochs: int
     learning_rate: float
     warm: bool
-    """Whether a fit goes on from the model in service."""
+    """Whether a fit goes on from the base run's model."""
 
     def run(self) -> Report | None:
         """Finish the night that was begun, or begin the next one; None if there is nothing new to learn.
@@ -104,7 +104,7 @@ class Retraining:
         if plan is None:
             return None
         counts = self._merged(folder, plan)
-        record = self._fitted(folder, plan)
+        record = self._fitted(folder)
         run = open_run(folder / "run", self.cache, "cpu")
         verdict = self._judged(folder, run, plan)
         version = None
@@ -181,12 +181,14 @@ class Retraining:
                 publish_folder(staged, folder / "data")
         return Counts.model_validate_json(counts.read_bytes())
 
-    def _fitted(self, folder: Path, plan: Plan) -> Record:
-        """As the base run, but on the night's data, and from where the model in service has come to."""
+    def _fitted(self, folder: Path) -> Record:
+        """As the base run, but on the night's data, and from what the base run has come to: epochs of many nights would
+        add up, and every night has all events anyway.
+        """
         base = _record(self.base).options
         changes: dict[str, object] = {"dataset": "snapshot", "data": folder / "data"}
         if self.warm and not isinstance(SIZES[base.size], FactorSize):
-            told = {"start": Path(plan.in_service), "epochs": self.epochs, "learning_rate": (self.learning_rate,)}
+            told = {"start": self.base, "epochs": self.epochs, "learning_rate": (self.learning_rate,)}
             changes |= {**told, "select": "random"}
         return fit(Options(**{**dict(base), **changes}), folder / "run", self.cache, self.device)
 

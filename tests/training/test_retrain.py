@@ -282,8 +282,21 @@ def test_graphs_that_are_wrong(world: World, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("_quick_export")
+def test_every_night_goes_on_from_the_base(world: World) -> None:
+    """With the events of all nights, compared with the last one's model."""
+    for name, first in (("one", 0), ("two", 3)):
+        world.feed(name, range(first, 2400, 8))
+        report = world.job.run()
+    assert report is not None
+    assert report.plan.in_service == str(world.night(1) / "run")
+    assert (report.plan.since, report.counts.merged) == (1, 600)
+    told = json.loads((world.night(2) / "run/run.json").read_text())["options"]
+    assert (told["start"], told["data"]) == (str(world.job.base), str(world.night(2) / "data"))
+
+
+@pytest.mark.usefixtures("_quick_export")
 def test_a_version_taken_back(world: World) -> None:
-    """Whoever deletes a version is compared with, and goes on from, the one before."""
+    """Whoever deletes a version has the next night compared with the one before."""
     world.feed("one", range(0, 2400, 8))
     world.job.run()
     shutil.rmtree(world.job.repository / "levi/2")

@@ -48,7 +48,9 @@ def tables(found: dict[str, Any]) -> list[Table]:
     """One of each comparison with the peers, and one of all that must show."""
     claimed = {name: section for name, section in found.items() if section.get("claims")}
     rows = [
-        [name, one["claim"], _number(one["found"]), "yes" if one["met"] else "**no**"]
+        [name, one["claim"], "not run", "–"]
+        if one["found"] is None
+        else [name, one["claim"], _number(one["found"]), "yes" if one["met"] else "**no**"]
         for name, section in claimed.items()
         for one in section["claims"]
     ]

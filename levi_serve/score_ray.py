@@ -1,4 +1,4 @@
-"""Bulk scoring on a Ray cluster: Ray Data hands the parts out. Every node sees repository, input and output alike."""
+"""Bulk scoring on a Ray cluster, part after part. Every node sees repository, input and output alike."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray.util import ActorPool
 
-from levi_serve.bundle import AnyArray
 from levi_serve.bundle.commands import RunError
 from levi_serve.score import Job, Part
 
+_AGAIN = 2
+"""So often a process of the cluster that dies is started anew, and its part computed again."""
 _PATIENCE_S = 10.0
 """A cluster that has not answered by then is not there."""
 
@@ -29,9 +31,8 @@ class _Scorer:
     def __init__(self, job: Job) -> None:
         self._job = job
 
-    def __call__(self, batch: dict[str, AnyArray]) -> dict[str, Any]:
-        parts = [Part(*told) for told in zip(*(batch[name].tolist() for name in Part._fields), strict=True)]
-        return {**batch, "written": [self._job.compute(part) for part in parts]}
+    def compute(self, part: Part) -> tuple[Part, int]:
+        return part, self._job.compute(part)
 
 
 def on_ray(address: str, workers: int) -> Any:
@@ -45,12 +46,9 @@ def on_ray(address: str, workers: int) -> Any:
     def run(job: Job, parts: Sequence[Part]) -> Iterator[tuple[Part, int]]:
         _connect(address, workers)
         try:
-            ray.data.DataContext.get_current().enable_progress_bars = False
-            found = ray.data.from_items([part._asdict() for part in parts], override_num_blocks=len(parts)).map_batches(
-                _Scorer, fn_constructor_args=(job,), batch_size=1, concurrency=min(workers, len(parts)), num_cpus=1
-            )
-            for row in found.iter_rows():
-                yield Part(*(row[name] for name in Part._fields)), row["written"]
+            scorer = ray.remote(num_cpus=1, max_restarts=_AGAIN, max_task_retries=_AGAIN)(_Scorer)
+            scorers: Any = ActorPool([scorer.remote(job) for _ in range(min(workers, len(parts)))])
+            yield from scorers.map_unordered(lambda one, part: one.compute.remote(part), parts)
         except ray.exceptions.RayError as error:
             raise RunError(f"--ray {address}: {str(error).splitlines()[-1]}; start the same command again") from None
         finally:

@@ -244,9 +244,15 @@ def test_on_ray(many: Path, entity_toy_repository: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(module, "_ROWS", 30)
     alone, spread = job(entity_toy_repository, tmp_path / "alone"), job(entity_toy_repository, tmp_path / "spread")
-    score(alone, many, on_this_machine(1), quiet)
+    for one in (alone, spread):
+        score(one, many, on_this_machine(1), quiet)
+    kept, *lost = sorted(spread.out.glob("*.parquet"))
+    for part in lost:
+        part.unlink()
+    written = kept.stat().st_mtime_ns
     assert score(spread, many, on_ray("local", 2), quiet) == 180
     assert files(spread.out) == files(alone.out)
+    assert kept.stat().st_mtime_ns == written
 
 
 def test_a_ray_that_does_not_answer(

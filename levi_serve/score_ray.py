@@ -8,35 +8,23 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.util import ActorPool
 
 from levi_serve.bundle.commands import RunError
 from levi_serve.score import Job, Part
 
-_AGAIN = 2
-"""So often a process of the cluster that dies is started anew, and its part computed again."""
 _PATIENCE_S = 10.0
 """A cluster that has not answered by then is not there."""
 
 
-class _Scorer:
-    """In a process of the cluster: opens the version once."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def compute(self, part: Part) -> tuple[Part, int]:
-        return part, self._job.compute(part)
-
-
 def on_ray(address: str, workers: int) -> Any:
-    """Runs parts on the cluster at this address in so many processes; `local` starts one here for the time being.
+    """Runs parts on the cluster at this address, at most so many at a time; `local` starts one here for the time being.
 
     Raises:
         RunError: it does not answer.
@@ -46,9 +34,13 @@ def on_ray(address: str, workers: int) -> Any:
     def run(job: Job, parts: Sequence[Part]) -> Iterator[tuple[Part, int]]:
         _connect(address, workers)
         try:
-            scorer = ray.remote(num_cpus=1, max_restarts=_AGAIN, max_task_retries=_AGAIN)(_Scorer)
-            scorers: Any = ActorPool([scorer.remote(job) for _ in range(min(workers, len(parts)))])
-            yield from scorers.map_unordered(lambda one, part: one.compute.remote(part), parts)
+            compute, waiting = ray.remote(num_cpus=1)(Job.compute), iter(parts)
+            going = {compute.remote(job, part): part for part in islice(waiting, workers)}
+            while going:
+                (done,), _ = ray.wait(list(going))
+                part, written = going.pop(done), ray.get(done)
+                going |= {compute.remote(job, more): more for more in islice(waiting, 1)}
+                yield part, written
         except ray.exceptions.RayError as error:
             raise RunError(f"--ray {address}: {str(error).splitlines()[-1]}; start the same command again") from None
         finally:
@@ -81,5 +73,10 @@ def _require_answer(address: str) -> None:
         ended = subprocess.run(command, capture_output=True, timeout=_PATIENCE_S, check=False)  # noqa: S603 - our own
     except subprocess.TimeoutExpired:
         ended = None
+    if ended is not None and b"InvalidAuthToken" in ended.stderr:
+        raise RunError(
+            f"--ray {address}: the cluster wants its token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH unless it lies in ~/.ray/auth_token"
+        )
     if ended is None or ended.returncode:
         raise RunError(nobody)

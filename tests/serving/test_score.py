@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,52 @@ def test_on_ray(many: Path, entity_toy_repository: Path, tmp_path: Path, monkeyp
     assert score(spread, many, on_ray("local", 2), quiet) == 180
     assert files(spread.out) == files(alone.out)
     assert kept.stat().st_mtime_ns == written
+
+
+@pytest.fixture
+def ray_head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Address of a cluster of one CPU, and what its users' environment holds."""
+    pytest.importorskip("ray")
+    address, told = f"127.0.0.1:{free_port()}", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "1"]
+    more = ["--port", address.rpartition(":")[2], "--include-dashboard", "false", "--node-ip-address", "127.0.0.1"]
+    environment = {**os.environ, **told, "RAY_USAGE_STATS_ENABLED": "0"}
+    with (tmp_path / "head.log").open("wb") as log:
+        head = subprocess.Popen([*command, *more], env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        until(lambda: b"Ray runtime started" in (tmp_path / "head.log").read_bytes() or head.poll() is not None)
+        yield address, told
+    finally:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+
+
+def test_on_a_cluster(
+    ray_head: tuple[str, dict[str, str]],
+    many: Path,
+    entity_toy_repository: Path,
+    tmp_path: Path,
+) -> None:
+    """More workers than it has CPUs do not wait for ever; who does not know its token is told so."""
+    address, told = ray_head
+    for k in range(3):
+        write(many / f"more-{k}.parquet", EVERY)
+    command = [sys.executable, "-m", "levi_serve.cli", "score", str(tmp_path / "spread"), "--pairs", str(many)]
+    more = ["--model-repo", str(entity_toy_repository), "--ray", address, "--processes", "3"]
+
+    def scored(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *more], env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    stranger = {name: value for name, value in os.environ.items() if name not in told}
+    refused = scored(stranger)
+    assert (refused.returncode, "the cluster wants its token" in refused.stderr) == (1, True), refused
+    done = scored({**stranger, **told})
+    assert done.returncode == 0, done
+    alone = job(entity_toy_repository, tmp_path / "alone")
+    score(alone, many, on_this_machine(1), quiet)
+    assert files(tmp_path / "spread") == files(alone.out)
 
 
 def test_a_ray_that_does_not_answer(

@@ -14,7 +14,7 @@ import numpy as np
 from levi_serve.bundle import DoubleArray, Int64Array
 from levi_serve.bundle.reference import Reference
 from levi_serve.bundle.scores import BINS
-from levi_serve.monitor.streams import Stream, Streams, advance
+from levi_serve.monitor.streams import Stream, Streams, advance, at_end
 
 Record: TypeAlias = Any
 """One element of a structured array, changed in place."""
@@ -129,19 +129,14 @@ class Detector:
         An alarm latches: until somebody has seen it there is no second one, and the evidence goes on.
         """
         before, growth = record["evidence"].copy(), self.streams.growth(blocks)
-        total = growth.cumsum(axis=0)  # [N, T, K]
-        # `advance` in fewer steps: only where an alarm is possible must all of the path be known.
-        start, lowest = -np.maximum(before, 0.0), total[:-1].min(axis=0, initial=np.inf)
-        record["onset"][(before <= 0) | (lowest <= start)] = now
-        lowest = np.minimum(start, lowest)
-        record["evidence"] = total[-1] - lowest
+        record["evidence"], began, highest = at_end(before, growth)
+        record["onset"][began] = now
         counts = blocks.sum(axis=0)
         record["blocks"] += len(blocks)
         record["counts"] += counts
         record["recent_counts"] *= math.exp(-int(counts[0].sum()) / RECENT)
         record["recent_counts"] += counts
-        # All together is no more than the largest.
-        if record["active"] or not (total.max(axis=0) - lowest).max() >= self.threshold:
+        if record["active"] or not highest >= self.threshold:
             return False
         path = advance(before, growth)
         rung = np.flatnonzero(self.streams.total(path) >= self.threshold)

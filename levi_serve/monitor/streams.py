@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from levi_serve.bundle import AnyArray, DoubleArray, Int64Array
+from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, Int64Array
 from levi_serve.bundle.reference import Reference
 from levi_serve.bundle.scores import BINS
 
@@ -126,6 +126,17 @@ def advance(evidence: DoubleArray, growth: DoubleArray) -> DoubleArray:
     total = growth.cumsum(axis=0)
     begin = np.concatenate([np.maximum(evidence, 0.0)[None], -total[:-1]])
     return np.asarray(total + np.maximum.accumulate(begin, axis=0))
+
+
+def at_end(evidence: DoubleArray, growth: DoubleArray) -> tuple[DoubleArray, BoolArray, float]:
+    """What of `advance` is always asked for, in less time: evidence [T, K] after the last block; where it began anew on
+    the way; and what neither any of it nor all of it together was ever above.
+    """
+    total = growth.cumsum(axis=0)
+    begin, lowest = -np.maximum(evidence, 0.0), total[:-1].min(axis=0, initial=np.inf)
+    anew = (evidence <= 0) | (lowest <= begin)
+    lowest = np.minimum(begin, lowest)
+    return total[-1] - lowest, anew, float((total.max(axis=0) - lowest).max())
 
 
 def pooled(evidence: DoubleArray, shares: DoubleArray) -> DoubleArray:

@@ -19,6 +19,7 @@ from levi_serve.monitor.streams import (
     _chernoff,
     _exact,
     advance,
+    at_end,
     pooled,
     threshold,
     two_valued,
@@ -89,6 +90,20 @@ def test_however_blocks_are_handed_over(data: st.DataObject) -> None:
     for step in steps:
         alone = max(alone, 0.0) + step * 2.0**-30
     assert evidence.item() == alone
+
+
+@given(st.data())
+def test_at_end(data: st.DataObject) -> None:
+    """The same bits as at the end of the whole path, and what happened on the way."""
+    grains = st.integers(-(2**40), 2**40)
+    steps = np.array(data.draw(st.lists(st.tuples(grains, grains), min_size=1, max_size=20)))
+    growth = steps[:, None, :] * 2.0**-30
+    before = np.array([[-math.inf, data.draw(grains) * 2.0**-30]])
+    path = advance(before, growth)
+    evidence, anew, highest = at_end(before, growth)
+    np.testing.assert_array_equal(evidence, path[-1])
+    np.testing.assert_array_equal(anew, (before <= 0) | (path[:-1] <= 0).any(axis=0))
+    assert highest >= path.max()
 
 
 def test_pooled() -> None:

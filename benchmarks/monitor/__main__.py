@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from benchmarks.monitor import stages
+from benchmarks.monitor.separation import auroc
 from benchmarks.monitor.tried import tried
 from levi_serve.bundle.commands import Command, run
 from training.checkpoint import write_json
@@ -26,7 +27,7 @@ from training.run import Run, fit, open_run
 SEEDS = (0, 1, 2)
 TEXTS: dict[str, tuple[str, ...]] = {"titles": (), "genres": ("genres",)}
 STAGES: dict[str, Callable[[dict[str, list[Run]], Path], Any]] = {
-    "auroc": stages.auroc,
+    "auroc": auroc,
     "delays": stages.delays,
     "peers": stages.peers,
     "replay": stages.replay,

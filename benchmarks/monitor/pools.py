@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from training.model import SIZES, Levi, Network
 from training.run import Run, accelerator
 from training.splits import item_folds
 from training.views import compute_views
+
+Runs = Mapping[str, Sequence[Run]]
+"""Fitted runs by what text their items have, a seed each."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,15 @@ _SHARES = (0.01, 0.05, 0.1, 0.3, 1.0)
 
 def tables(results: Mapping[str, Any]) -> str:
     """All tables, in Markdown."""
-    makers = {"auroc": _auroc, "delays": _delays, "peers": _peers, "replay": _replay, "errors": _errors, "cost": _cost}
-    makers["tried"] = _tried
+    makers = {
+        "auroc": _auroc,
+        "delays": _delays,
+        "peers": _peers,
+        "replay": _replay,
+        "errors": _errors,
+        "cost": _cost,
+        "tried": _tried,
+    }
     found = []
     for stage, make in makers.items():
         if stage in results:

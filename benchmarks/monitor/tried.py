@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.monitor.pools import Fitted, Pool, Traffic, hidden_traffic, traffic
-from benchmarks.monitor.stages import BROKEN, Runs, area
+from benchmarks.monitor.pools import Fitted, Pool, Runs, Traffic, hidden_traffic, traffic
+from benchmarks.monitor.separation import BROKEN, area
 from levi_serve.bundle import AnyArray, BoolArray, DoubleArray, FloatArray
 from levi_serve.bundle.scores import BINS, bins_of, quantile
 from training.datasets.movielens import SHIFT
@@ -162,5 +162,5 @@ def _errors(run: Run, whole: Traffic) -> dict[str, DoubleArray]:
 
 
 def tried(runs: Runs, cache: Path) -> Any:
-    """All three."""
+    """All of it."""
     return {"heads": heads(runs, cache), "content": content(runs, cache), "errors": errors(runs, cache)}

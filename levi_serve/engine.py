@@ -46,13 +46,18 @@ class Limits:
     encode_batch: int
     """New entities in one run of the backbone (entity views)."""
     max_queue: int
-    """Items that wait in one lane."""
+    """Items that wait in one lane, at least twice as many as the longest list has."""
     on_missing: Literal["degrade", "error"] = "degrade"
     """What becomes of an entity whose row is elsewhere and cannot be had: the unknown entity's row, or an error."""
     one_core: bool = False
     """Whether all threads share one core: then the encoder gets what nobody else wants of it, and what a run of one
     pair costs is taken from the encoder.
     """
+
+    @property
+    def longest(self) -> int:
+        """Half of the queue: the longest list fits in."""
+        return self.max_queue // 2
 
 
 class Engine(ABC):
@@ -103,10 +108,11 @@ class Engine(ABC):
         """
 
     def crowded(self, deadline: float, now: float) -> int:
-        """0, or the seconds after which a request that would be refused may be tried again. Half of the queue is left
-        to the longest list: fuller, it would be room for single pairs alone, and their connections for no cache.
+        """0, or the seconds after which a request that would be refused may be tried again. Whatever it asks for, there
+        must be room for the longest list: a queue fuller than that would hold single pairs alone, of more connections
+        than caches do.
         """
-        return self._score.crowded(self._limits.max_queue // 2, deadline, now)
+        return self._score.crowded(self._limits.longest, deadline, now)
 
     def admit(self, deadline: float) -> None:
         """Before a list is read: reading one costs so much that it is not done for a list that is then refused.
@@ -115,7 +121,7 @@ class Engine(ABC):
             OverloadedError: it would be `crowded`.
 
         """
-        self._score.admit(self._limits.max_queue // 2, deadline, perf_counter())
+        self._score.admit(self._limits.longest, deadline, perf_counter())
 
     @property
     def waiting(self) -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from training.datasets import load
+from training.datasets.dataset import Dataset
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +20,9 @@ def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def base(tables: Path) -> Dataset:
+    """The data of the tiny tables."""
+    return load("tables", tables)

@@ -13,7 +13,6 @@ import pytest
 from levi_serve.bundle.entities import Change, open_entities
 from levi_serve.bundle.feedback import Event, Events, encode_event
 from tests.serving.conftest import start_redis
-from training.datasets import load
 from training.datasets.dataset import Dataset, GivenShift, attributes
 from training.entities import Listed, forget, lay, read_list
 from training.errors import UsageError
@@ -22,11 +21,6 @@ from training.splits import PARTS, Split, split
 __all__ = ["start_redis"]
 
 FILM = {"title": "night river", "genres": ("Drama",), "year": 1999}
-
-
-@pytest.fixture(scope="module")
-def base(tables: Path) -> Dataset:
-    return load("tables", tables)
 
 
 @pytest.fixture(scope="module")

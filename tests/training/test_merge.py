@@ -19,11 +19,6 @@ from training.splits import PARTS, Split, split
 
 
 @pytest.fixture(scope="module")
-def base(tables: Path) -> Dataset:
-    return load("tables", tables)
-
-
-@pytest.fixture(scope="module")
 def parts(base: Dataset) -> Split:
     return split(base, 0)
 

@@ -133,8 +133,10 @@ class Replay(ReplaySettings):
 
     def __call__(self) -> None:
         """Print a table, and draw it."""
-        from levi_serve.replay import drawing, table
+        from levi_serve.replay import check_plot, drawing, table
 
+        if self.plot is not None:
+            check_plot(self.plot)
         found = asyncio.run(self._replayed())
         print(table(found))
         if self.plot is not None:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import csv
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
+from pydantic import Field
 
 from levi_serve.bundle.commands import UsageError
 from levi_serve.bundle.schema import Schema
 from levi_serve.engine import Engine
-from levi_serve.errors import ServeError
+from levi_serve.errors import InvalidRequestError, MalformedJsonError, ServeError
 from levi_serve.monitor.detector import Detector
 from levi_serve.monitor.streams import BLOCK
 from levi_serve.monitor.watch import Monitor, estimated_rmse, true_rmse
 from levi_serve.predictor import GivenPair
-from levi_serve.store import Given
+from levi_serve.shapes import Names, Reader, given_type, id_from, names_of, record
 from levi_serve.versions import Version
 
 _PART = 8 * BLOCK
 """Requests after which the monitor is asked: an alarm is dated to them."""
-_CHUNK = 8 * _PART
 _LINES = 25
 """Lines of the table, at most."""
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 320, 60, 20, 30, 40
@@ -66,28 +68,47 @@ class Replay:
     threshold: float
 
 
-def read_requests(path: Path, schema: Schema) -> Iterator[tuple[GivenPair, float | None]]:
-    """Pairs and, where told, their true `rating`, from JSON lines or, if the name ends in .csv, from CSV with a header.
+def check_plot(path: Path) -> None:
+    """See, before hours of work, that a picture can be written there.
 
     Raises:
-        UsageError: the file cannot be read, or a line is no request; it is named.
+        UsageError: it cannot; the file is named.
 
     """
-    names = [entity.name for entity in schema.entities]
-    number = 1
+    there = path.exists()
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines: Iterable[Any] = csv.DictReader(file) if path.suffix == ".csv" else file
-            for number, line in enumerate(lines, start=1):  # noqa: B007 - told when it fails
-                if isinstance(line, str) and not line.strip():
-                    continue
-                record = line if isinstance(line, Mapping) else json.loads(line)
-                yield _request(record, names, schema)
-    except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
-        wanted = " and ".join(f"'{name}'" for name in names)
-        raise UsageError(f"{path}: request {number} is none with {wanted}: {error}") from None
+        path.open("ab").close()
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise UsageError(f"--plot {path}: {error.strerror}; name a file that can be written") from None
+    if not there:
+        path.unlink()
+
+
+def read_requests(path: Path, schema: Schema) -> Iterator[tuple[GivenPair, float | None]]:
+    """Pairs as a server reads them and, where told, their true `rating`: JSON lines or, if the name ends in .csv, CSV
+    with a header.
+
+    Raises:
+        UsageError: the file cannot be read, has no requests, or a line is none; it is named.
+
+    """
+    user, item = (entity.name for entity in schema.entities)
+    reader, line = _reader(schema), 0
+    wanted = f"a line has {user}, {item} and, if it is known, rating: correct it, or take it out"
+    try:
+        for line, given in _sheet(path, schema) if path.suffix == ".csv" else _lines(path):  # noqa: B007 - it is told
+            found = reader.json(given) if isinstance(given, bytes) else reader.values(given)
+            yield GivenPair(found[user], found[item]), found.get("rating")
+    except MalformedJsonError:
+        raise UsageError(f"{path}: line {line} is not JSON; {wanted}") from None
+    except InvalidRequestError as error:
+        raise UsageError(f"{path}: line {line}: {error}; {wanted}") from None
+    except csv.Error as error:
+        raise UsageError(f"{path}: what follows line {line} is not CSV: {error}; {wanted}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; name a file that can be read") from None
+    if not line:
+        raise UsageError(f"{path}: has no requests; {wanted.partition(':')[0]}")
 
 
 async def replay(
@@ -100,32 +121,31 @@ async def replay(
     monitor = Monitor(version.reference, detector, None, lambda: float(done))
     engine.watch(monitor)
     points, alarms = [], []
-    for chunk in _chunks(requests):
-        for start in range(0, len(chunk), _PART):
-            part = chunk[start : start + _PART]
-            answers = await asyncio.gather(*(engine.predict([pair]) for pair, _ in part), return_exceptions=True)
-            done += len(part)
-            errors = []
-            for (_, rating), answer in zip(part, answers, strict=True):
-                if isinstance(answer, ServeError):
-                    refused += 1
-                elif isinstance(answer, BaseException):
-                    raise answer
-                elif rating is not None:
-                    errors.append((json.loads(answer[0])["rating"] - rating) ** 2)
-            if errors:
-                monitor.observe_errors(np.array(errors))
-            record = monitor.read()
-            streams = detector.by_stream(record)
-            strongest = max(streams, key=lambda told: told[1])[0].name
-            point = Point(
-                done, detector.total(record), strongest, estimated_rmse(version.reference, record), true_rmse(record)
-            )
-            points.append(point)
-            if record["active"]:
-                one, stream = detector.alarms(record)[-1]
-                alarms.append(Rung(done, int(one["since"]), stream.score, stream.kind, float(one["evidence"])))
-                monitor.acknowledge(int(one["id"]))
+    waiting = iter(requests)
+    while part := list(itertools.islice(waiting, _PART)):
+        answers = await asyncio.gather(*(engine.predict([pair]) for pair, _ in part), return_exceptions=True)
+        done += len(part)
+        errors = []
+        for (_, rating), answer in zip(part, answers, strict=True):
+            if isinstance(answer, ServeError):
+                refused += 1
+            elif isinstance(answer, BaseException):
+                raise answer
+            elif rating is not None:
+                errors.append((json.loads(answer[0])["rating"] - rating) ** 2)
+        if errors:
+            monitor.observe_errors(np.array(errors))
+        record = monitor.read()
+        streams = detector.by_stream(record)
+        strongest = max(streams, key=lambda told: told[1])[0].name
+        point = Point(
+            done, detector.total(record), strongest, estimated_rmse(version.reference, record), true_rmse(record)
+        )
+        points.append(point)
+        if record["active"]:
+            one, stream = detector.alarms(record)[-1]
+            alarms.append(Rung(done, int(one["since"]), stream.score, stream.kind, float(one["evidence"])))
+            monitor.acknowledge(int(one["id"]))
     return Replay(points, alarms, done, refused, detector.threshold)
 
 
@@ -184,31 +204,39 @@ def drawing(found: Replay) -> str:
     )
 
 
-def _request(record: Any, names: Sequence[str], schema: Schema) -> tuple[GivenPair, float | None]:
-    rating = record.get("rating")
-    sides = [_given(record[name], entity.id_type) for name, entity in zip(names, schema.entities, strict=True)]
-    return GivenPair(*sides), None if rating in (None, "") else float(rating)
+def _reader(schema: Schema) -> Reader:
+    rating = Annotated[float, Field(ge=schema.rating_min, le=schema.rating_max, strict=True, allow_inf_nan=False)]
+    givens = {entity.name: given_type(entity) for entity in schema.entities}
+    names: Names = {entity.name: names_of(entity) for entity in schema.entities}
+    return Reader(record("Request", {**givens, "rating": NotRequired[rating | None]}), {**names, "rating": {}})
 
 
-def _given(value: Any, kind: str) -> Given:
-    if isinstance(value, dict):
-        return {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
-    if isinstance(value, bool) or value is None:
-        raise ValueError(f"{value!r} is no id")
-    return int(value) if kind == "integer" else str(value)
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, but for empty ones."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if text.strip():
+                yield number, text
 
 
-def _chunks(
-    requests: Iterable[tuple[GivenPair, float | None]],
-) -> Iterator[list[tuple[GivenPair, float | None]]]:
-    chunk = []
-    for request in requests:
-        chunk.append(request)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def _sheet(path: Path, schema: Schema) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records with the numbers of the lines on which they end; what is left empty is not in them."""
+    read: dict[str, Callable[[str], Any]] = {entity.name: id_from(entity) for entity in schema.entities}
+    read["rating"] = _number_from
+    # Bytes that are no UTF-8 go on to the reader, which says in which line they are.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        sheet = csv.DictReader(file, restkey="a value without a column", strict=True)
+        for row in sheet:
+            yield sheet.line_num, {name: read.get(name, str)(text) for name, text in row.items() if text}
+
+
+def _number_from(text: str) -> Any:
+    """What is written as a number, as one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _text(value: float | None, digits: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from pathlib import Path
@@ -32,6 +33,9 @@ def test_both_kinds_of_files(tmp_path: Path) -> None:
     found = list(read_requests(lines, schema()))
     assert found == [((138, 357), 4.0), ((7, 50), None)]
     assert list(read_requests(sheet, schema())) == found
+    for file in (lines, sheet):
+        file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+        assert list(read_requests(file, schema())) == found
     lines.write_text('{"user": {"age": 3}, "movie": {"genres": ["War"]}}')
     assert list(read_requests(lines, schema())) == [(({"age": 3}, {"genres": ("War",)}), None)]
 
@@ -39,23 +43,85 @@ def test_both_kinds_of_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("r.jsonl", '{"user": 1, "movie": 2}\n{"user": 1}', "request 2 is none with 'user' and 'movie'"),
-        ("r.jsonl", "nonsense", "request 1 is none"),
-        ("r.jsonl", '{"user": "x", "movie": 2}', "request 1"),
-        ("r.jsonl", '{"user": null, "movie": 2}', "None is no id"),
-        ("r.jsonl", "[1, 2]", "request 1"),
-        ("r.csv", "user,film\n1,2\n", "request 1"),
-        ("r.csv", "user,movie\n1\n", "request 1"),
-        ("absent", None, "No such file"),
+        ("r.jsonl", '{"user": 1, "movie": 2}\n\n{"user": 1}', "line 3: movie: is missing"),
+        ("r.jsonl", "nonsense", "line 1 is not JSON"),
+        ("r.jsonl", "[1, 2]", "line 1: body: should be"),
+        ("r.jsonl", '{"user": "x", "movie": 2}', "line 1: user: should be an integer of at most 64 bits"),
+        ("r.jsonl", '{"user": null, "movie": 2}', "line 1: user: should be an integer"),
+        ("r.jsonl", '{"user": 138.7, "movie": 2}', "line 1: user: should be an integer"),
+        ("r.jsonl", '{"user": 9223372036854775808, "movie": 2}', "line 1: user: should be an integer of at most 64"),
+        ("r.jsonl", '{"user": {"age": "old"}, "movie": 2}', "line 1: user.age: should be a finite number"),
+        ("r.jsonl", '{"user": {"height": 2}, "movie": 2}', "line 1: user.height: is unknown; known here: age, occ"),
+        ("r.jsonl", '{"user": 1, "movie": 2, "rateing": 2}', "line 1: rateing: is unknown"),
+        ("r.jsonl", '{"user": 1, "movie": 2, "rating": NaN}', "line 1: rating: should be a finite number"),
+        ("r.jsonl", '{"user": 1, "movie": 2, "rating": 400}', "line 1: rating: should be less than or equal to 5"),
+        ("r.jsonl", '{"user": 1, "movie": 2, "rating": "good"}', "line 1: rating: should be a valid number"),
+        ("r.jsonl", b'{"user": 1, "movie": "\xff"}', "line 1 is not JSON"),
+        ("r.jsonl", "\n\n", "has no requests; a line has user, movie and"),
+        ("r.csv", "", "has no requests"),
+        ("r.csv", "user,movie\n", "has no requests"),
+        ("r.csv", "user,film\n1,2\n", "line 2: movie: is missing"),
+        ("r.csv", "user,movie\n1\n", "line 2: movie: is missing"),
+        ("r.csv", "user,movie\n1,2,3\n", "line 2: a value without a column: is unknown"),
+        ("r.csv", "user,movie\n1,99999999999999999999\n", "line 2: movie: should be an integer of at most 64"),
+        ("r.csv", "user,movie,rating\n1,2,3\n1,2,nan\n", "line 3: rating: should be a finite number"),
+        ("r.csv", "user,movie,rating\n1,2,good\n", "line 2: rating: should be a valid number"),
+        ("r.csv", b"user,movie\n1,2\n1,\xff\n", "line 3: movie: should be an integer"),
+        ("r.csv", 'user,movie\n1,2\n1,"2\n', "what follows line 2 is not CSV"),
+        ("absent", None, "No such file or directory; name a file"),
     ],
 )
-def test_bad_files(tmp_path: Path, name: str, text: str | None, says: str) -> None:
-    """What is no request is named by its number."""
+def test_bad_files(tmp_path: Path, name: str, text: str | bytes | None, says: str) -> None:
+    """What is no request is told with the file, the line, and what to do, in one line."""
     if text is not None:
-        (tmp_path / name).write_text(text)
-    with pytest.raises(UsageError, match=tmp_path.name) as caught:
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError) as caught:
         list(read_requests(tmp_path / name, schema()))
-    assert says in str(caught.value)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / name}: {says}"), said
+    assert ";" in said
+    assert "\n" not in said
+
+
+def test_texts_as_ids(tmp_path: Path) -> None:
+    """Ids that are texts stay what they are in both kinds of files; bytes that are no text are told."""
+    sheet = tmp_path / "r.csv"
+    sheet.write_text("user,movie\n007,1e3\n")
+    assert list(read_requests(sheet, schema("string"))) == [(("007", "1e3"), None)]
+    sheet.write_bytes(b"user,movie\n1,\xff\n")
+    with pytest.raises(UsageError, match="line 2: movie: should be a valid string"):
+        list(read_requests(sheet, schema("string")))
+
+
+@pytest.mark.parametrize("plot", ["", "absent/evidence.svg", "requests.jsonl/evidence.svg"])
+def test_a_picture_that_cannot_be(
+    crowd: Path, tmp_path: Path, plot: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no picture can be written, the command ends before it reads a request."""
+    file = tmp_path / "requests.jsonl"
+    file.write_text("nonsense")
+    command = ["levi-serve", "replay", str(file), "--model-repo", str(crowd), "--plot", str(tmp_path / plot)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert main() == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"--plot {tmp_path / plot}: " in said
+    assert "name a file that can be written" in said
+
+
+def test_a_bad_line_ends_the_command(
+    crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With code 2 and one line; the picture that is there is left as it is, and none is begun."""
+    file, old, new = tmp_path / "requests.jsonl", tmp_path / "old.svg", tmp_path / "new.svg"
+    file.write_text('{"user": {"age": "old"}, "movie": 357}')
+    old.write_text("old")
+    for plot in (old, new):
+        command = ["levi-serve", "replay", str(file), "--model-repo", str(crowd), "--plot", str(plot)]
+        monkeypatch.setattr(sys, "argv", command)
+        assert main() == 2
+        assert "line 1: user.age: should be a finite number" in capsys.readouterr().err.splitlines()[-1]
+    assert old.read_text() == "old"
+    assert not new.exists()
 
 
 def test_command(

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from levi_serve.bundle.reference import Reference
+from levi_serve.bundle.schema import Schema
 from levi_serve.live import Live, Service
 from levi_serve.monitor.detector import Record
 from levi_serve.monitor.streams import Kind, Stream
@@ -59,6 +61,15 @@ class Alarm(BaseModel):
     acknowledged: str | None
 
 
+class Usual(BaseModel):
+    """How much the heads disagree in distribution where the predicted rating is in this part of the scale."""
+
+    rating_from: float
+    rating_to: float
+    low: float | None = Field(description="5 % of such predictions disagree less; null if there was none")
+    high: float | None = Field(description="5 % of such predictions disagree more")
+
+
 class MonitorReport(BaseModel):
     """Whether live traffic is still like the data that the model was fitted on."""
 
@@ -71,6 +82,7 @@ class MonitorReport(BaseModel):
     streams: list[StreamEvidence]
     bins: list[float] = Field(description="recent predictions by twentieths of the score in distribution, least first")
     unknown: dict[str, float | None] = Field(description="recent share of predictions with an entity never trained on")
+    usual: list[Usual] = Field(description="the heads' disagreement in distribution, by predicted rating")
     estimated_rmse: float | None = Field(description="from the heads' disagreement, without labels")
     id_rmse: float = Field(description="measured in distribution")
     true_rmse: float | None = Field(description="of recent predictions whose true rating came")
@@ -132,6 +144,7 @@ def _report(service: Service, monitor: Monitor, budget: Budget) -> MonitorReport
         streams=[_stream(stream, value) for stream, value in detector.by_stream(record)],
         bins=record["recent_counts"][detector.streams.scores.index(manifest.score)].round(2).tolist(),
         unknown=dict(zip(names, shares, strict=True)),
+        usual=_usual(reference, manifest.schema_),
         estimated_rmse=estimated_rmse(reference, record),
         id_rmse=reference.rmse,
         true_rmse=true_rmse(record),
@@ -143,6 +156,15 @@ def _report(service: Service, monitor: Monitor, budget: Budget) -> MonitorReport
         ],
         alarms=alarms,
     )
+
+
+def _usual(reference: Reference, schema: Schema) -> list[Usual]:
+    bounds = [schema.rating_min, *reference.rating_edges.tolist(), schema.rating_max]
+    lows, highs = reference.by_rating[:, reference.names.index("spread")][:, [0, -1]].T.tolist()
+    return [
+        Usual(rating_from=start, rating_to=end, low=_finite(low), high=_finite(high))
+        for start, end, low, high in zip(bounds[:-1], bounds[1:], lows, highs, strict=True)
+    ]
 
 
 def _alarms(monitor: Monitor, record: Record) -> list[Alarm]:
@@ -165,7 +187,7 @@ def _stream(stream: Stream, evidence: float) -> StreamEvidence:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no minus infinity."""
+    """JSON has neither infinity nor what is no number."""
     return round(value, 3) if math.isfinite(value) else None
 
 

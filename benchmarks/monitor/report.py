@@ -94,10 +94,16 @@ def _peers(figures: Mapping[str, Any]) -> str:
 def _replay(figures: Mapping[str, Any]) -> str:
     rows = [
         [name, f"{sum(r['requests'] for r in runs):,}", str(sum(r["alarms"] for r in runs)),
-         f"{max(r.get('largest_evidence_seen', r.get('largest_evidence')) for r in runs):.1f}"]
+         f"{max(r.get('largest_evidence_seen', r.get('largest_evidence')) for r in runs):.1f}", _grew(runs)]
         for name, runs in figures.items()
     ]  # fmt: skip
-    return _table(["in-distribution traffic", "requests", "alarms", "largest evidence"], rows)
+    return _table(["in-distribution traffic", "requests", "alarms", "largest evidence", "memory grew [MiB]"], rows)
+
+
+def _grew(runs: Sequence[Mapping[str, Any]]) -> str:
+    """By how much the peak of the process's memory rose in any run, where it was measured."""
+    grown = [run["peak_memory_grew_kib"] for run in runs if "peak_memory_grew_kib" in run]
+    return f"{max(grown) / 1024:.1f}" if grown else "–"
 
 
 def _errors(figures: Mapping[str, Any]) -> str:

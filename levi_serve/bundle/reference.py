@@ -49,7 +49,7 @@ class Reference:
     rating_edges: DoubleArray
     """[RATING_BINS − 1] of the predicted rating, for display."""
     by_rating: DoubleArray
-    """[RATING_BINS, S, 5], SHOWN_QUANTILES of each score, for display."""
+    """[RATING_BINS, S, 5], SHOWN_QUANTILES of each score, for display; NaN in a bin that no rating is in."""
     seed: int
     """Of the split."""
     model: str
@@ -163,9 +163,11 @@ def read_reference(folder: Path, model: str, layers: int, support: bool) -> Refe
         "new": (reference.new, (2, 2)),
         "squared_error": (reference.squared_error, (BINS,)),
         "heads": (reference.heads, (3, n)),
+        "rating_edges": (reference.rating_edges, (RATING_BINS - 1,)),
+        "by_rating": (reference.by_rating, (RATING_BINS, s, len(SHOWN_QUANTILES))),
     }
     for name, (array, shape) in shapes.items():
-        if array.shape != shape or (name != "edges" and not np.isfinite(array).all()):
+        if array.shape != shape or (name not in {"edges", "by_rating"} and not np.isfinite(array).all()):
             raise BundleError(f"{path}: {name} is {list(array.shape)}, expected {list(shape)} finite numbers")
     if reference.names != names(support) or not all(map(len, reference.tables.values())):
         raise BundleError(f"{path}: has tables of {', '.join(reference.names)}, expected {', '.join(names(support))}")

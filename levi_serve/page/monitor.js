@@ -8,26 +8,23 @@ import { cause, count, number, percent, spaced, streamName, time } from "./words
 
 const STREAMS = 6;
 
-// Asks once and draws. `model` may be null: the scale of ratings is then not known, and the heads are not drawn.
+const OFF = "The shift monitor is off.";
+
+// Asks once, draws, and returns what disagreement is usual. `model` may be null: the scale of ratings is then not known,
+// and the heads are not drawn.
 export async function watch(model, signal) {
-  let found = { status: "off" };
-  let off = "The shift monitor is off.";
-  try {
-    found = await ask("monitor", { signal });
-  } catch (error) {
-    if (error.status !== 404) throw error;
-    off = "The shift monitor is off: this server has none.";
-  }
+  const found = await ask("monitor", { signal });
   const on = found.status !== "off";
   byId("monitor").hidden = !on;
-  verdict(found.status, on ? sentence(found) : off);
-  say(byId("monitor-said"), on ? watched(found) : off);
-  if (!on) return;
+  verdict(found.status, on ? sentence(found) : OFF);
+  say(byId("monitor-said"), on ? watched(found) : OFF);
+  if (!on) return [];
   byId("monitor-evidence").replaceChildren(evidence(found));
   byId("monitor-bins").replaceChildren(bins(found.bins));
   byId("monitor-facts").replaceChildren(facts(found));
   byId("monitor-heads").replaceChildren(...(model ? [heads(found.heads, model)] : []));
   showAlarms(found.alarms);
+  return found.usual;
 }
 
 // The one sentence on top of the page.

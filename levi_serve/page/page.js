@@ -20,7 +20,7 @@ const look = latest(async (signal) => {
   try {
     const info = await ask("info", { signal });
     serve(info);
-    await watch(info.model, signal);
+    predict.compare(await watch(info.model, signal));
     heard = new Date().toISOString();
     if (info.model && !suggested) await suggest(signal);
   } catch (error) {

@@ -8,6 +8,7 @@ import { disagrees, number, percent, spaced } from "./words.js";
 
 let model;
 let sides = [];
+let usual = [];
 
 // Draws the form for a model, unless the one that is there already asks the same.
 export function describe(given) {
@@ -17,6 +18,11 @@ export function describe(given) {
   sides = given.entities.map(side);
   byId("predict-sides").replaceChildren(...sides.map(({ field }) => field));
   byId("predict-form").hidden = false;
+}
+
+// What disagreement is usual in distribution, by rating, from the next prediction on.
+export function compare(given) {
+  usual = given;
 }
 
 // Ids that are in the catalogue, for fields that nobody has touched.
@@ -78,10 +84,18 @@ function show(answer, took) {
     el(
       "p",
       { class: "note" },
-      `The line is their mean, ${number(mean)}; their standard deviation is ${number(answer.disagreement, 3)}. `,
+      `The line is their mean, ${number(mean)}; their standard deviation is ${number(answer.disagreement, 3)}${ordinary(answer.rating)}. `,
       `${answer.model}/${answer.version} took ${number(took, 0)} ms, the way there and back included.`,
     ),
   );
+}
+
+// The last part whose ratings begin no higher, as the server sorts them in.
+function ordinary(rating) {
+  const like = usual.findLast(({ rating_from: from }) => from <= rating);
+  if (!like || like.low === null) return "";
+  const { rating_from: from, rating_to: to, low, high } = like;
+  return `; usual for ratings of ${number(from)} to ${number(to)}: ${number(low)} to ${number(high)}`;
 }
 
 const told = (name, given) => (typeof given === "object" ? `new ${spaced(name)}` : `${spaced(name)} ${given}`);

@@ -16,18 +16,10 @@ const SCORES = {
   new_user: "the share of new users",
   new_item: "the share of new items",
 };
-const HIGH = ["high", "is higher than it should be"];
-const OFTEN_HIGH = ["very high", "is very high too often"];
-const LOW = ["low", "is lower than it should be"];
-const OFTEN_LOW = ["very low", "is very low too often"];
 const WAYS = {
-  mean: HIGH,
-  up: HIGH,
-  upper: OFTEN_HIGH,
-  "upper tail": OFTEN_HIGH,
-  lower: LOW,
-  down: LOW,
-  "lower tail": OFTEN_LOW,
+  mean: ["high", "is higher than it should be"],
+  upper: ["very high", "is very high too often"],
+  lower: ["low", "is lower than it should be"],
 };
 
 export const number = (value, digits = 2) =>

@@ -10,17 +10,26 @@ import numpy as np
 import pytest
 
 from levi_serve.bundle.manifest import BundleError
-from levi_serve.bundle.reference import FILE, Reference, _rising, measure, read_reference, write_reference
+from levi_serve.bundle.reference import (
+    FILE,
+    SHOWN_QUANTILES,
+    Reference,
+    _rising,
+    measure,
+    read_reference,
+    write_reference,
+)
 
 MODEL = "a" * 64
 N = 600
+HEADS = np.random.default_rng(1).normal(3, 0.5, (N, 3)) @ np.array([[1, 0.5, 0], [0, 1, 0.2], [0, 0, 1]])
+"""Ratings of heads that move together in part."""
 
 
 @pytest.fixture
 def reference() -> Reference:
     """User 0 has half of the ratings, 300 others one each."""
-    rng = np.random.default_rng(0)
-    heads = rng.normal(3, 0.5, (N, 3)).astype(np.float32)
+    rng, heads = np.random.default_rng(0), HEADS.astype(np.float32)
     users = np.where(np.arange(N) < N // 2, 0, np.arange(N))
     known = np.ones(N, np.bool_)
     rating = heads.mean(1)
@@ -35,9 +44,25 @@ def test_measured(reference: Reference) -> None:
     np.testing.assert_allclose(reference.new, [[0, 0.5], [0, 1 / 301]])
     np.testing.assert_allclose(reference.squared_error, 0.25, rtol=1e-5)
     assert reference.rmse == pytest.approx(0.5)
-    assert reference.covariance.shape == (3, 3)
-    assert reference.by_rating.shape == (5, 6, 5)
+    off = HEADS - HEADS.mean(0)
+    np.testing.assert_allclose(reference.covariance, off.T @ off / (N - 1), rtol=1e-5)
     assert (reference.size, reference.seed) == (N, 7)
+
+
+def test_usual_by_rating() -> None:
+    """Each fifth of the ratings has quantiles of its own; where all ratings are one, the other parts have none."""
+    rating = np.arange(1000) / 200
+    part = np.arange(1000) // 200
+    offset = (1 + part) * (np.arange(1000) % 200) / 100
+    heads = (rating[:, None] + offset[:, None] * np.array([-1, 1])).astype(np.float32)
+    known = np.ones(1000, np.bool_)
+    found = measure(heads, None, rating, rating, part, (known, known), 0, MODEL)
+    np.testing.assert_allclose(found.rating_edges, [1, 2, 3, 4], atol=0.01)
+    expected = np.quantile(np.arange(200) / 100, SHOWN_QUANTILES) * np.arange(1, 6)[:, None]
+    np.testing.assert_allclose(found.by_rating[:, 0], expected, rtol=1e-4)
+    same = measure(heads, None, np.full(1000, 5.0), rating, part, (known, known), 0, MODEL)
+    assert np.isnan(same.by_rating[:4]).all()
+    assert np.isfinite(same.by_rating[4]).all()
 
 
 def test_errors_never_fall() -> None:
@@ -75,6 +100,9 @@ def test_of_another_model(reference: Reference, tmp_path: Path, asked: dict[str,
 
 def test_damage(reference: Reference, tmp_path: Path) -> None:
     """Numbers that are none, a missing array and noise are refused, and the file named."""
+    write_reference(tmp_path, replace(reference, by_rating=reference.by_rating[:2]))
+    with pytest.raises(BundleError, match=r"by_rating is \[2, 6, 5\], expected \[5, 6, 5\]"):
+        read_reference(tmp_path, MODEL, 3, support=True)
     write_reference(tmp_path, replace(reference, weights=reference.weights * np.nan))
     with pytest.raises(BundleError, match="weights is"):
         read_reference(tmp_path, MODEL, 3, support=True)

@@ -36,7 +36,8 @@ class World:
         heads = self.heads(size)
         rating = heads.mean(1)
         known = np.ones(size, np.bool_)
-        truth = rating + self.rng.normal(size=size)
+        # Errors grow with the disagreement of the heads, as an estimate without labels presumes.
+        truth = rating + 5 * heads.std(1) * self.rng.normal(size=size)
         users = self.rng.integers(0, 500, size)
         return measure(heads, self.support(size), rating, truth, users, (known, known), 0, "0" * 64)
 

@@ -9,7 +9,7 @@ from levi_serve.bundle.reference import Reference
 from levi_serve.bundle.scores import bins_of
 from levi_serve.monitor.detector import ALARMS, Detector, Watched
 from levi_serve.monitor.streams import BLOCK, threshold
-from levi_serve.monitor.watch import block_counts
+from levi_serve.monitor.watch import Monitor, block_counts
 
 from .conftest import HEADS, World, below
 
@@ -89,18 +89,35 @@ def test_every_direction_is_seen(detector: Detector, bin_: int, kind: str) -> No
 
 
 def test_workers_are_merged_exactly(detector: Detector, reference: Reference, world: World) -> None:
-    """One process that sees all predictions of a block ends with the very bits of workers whose counts are added, and
-    blocks one by one end with the very evidence of many at once.
+    """One process that sees all predictions ends with the very bits of two that each see some of them, whose counts are
+    added.
     """
-    alone, merged, at_once = detector.start(), detector.start(), detector.start()
+    alone, merged, known = detector.start(), detector.start(), np.ones(8 * BLOCK, np.bool_)
+    all_, *some = (Monitor(reference, detector, None, lambda: 0.0) for _ in range(3))
+    parts = {all_: slice(None), some[0]: slice(3 * BLOCK), some[1]: slice(3 * BLOCK, None)}
+    for turn in range(50):
+        heads = world.heads(8 * BLOCK, noise=0.21)
+        scores = reference.scorer(heads, world.support(8 * BLOCK))
+        users = list(range(turn * 8 * BLOCK, (turn + 1) * 8 * BLOCK))
+        grown = {}
+        for monitor, part in parts.items():
+            before = monitor.read()["counts"]
+            monitor.observe(users[part], scores[part], heads[part].astype(np.float64), (known[part], known[part]))
+            grown[monitor] = monitor.read()["counts"] - before
+        detector.apply(alone, grown[all_][None], 0.0)
+        detector.apply(merged, (grown[some[0]] + grown[some[1]])[None], 0.0)
+    assert alone["counts"][0].sum() == 400 * BLOCK
+    assert alone.tobytes() == merged.tobytes()
+
+
+def test_blocks_one_by_one_or_many(detector: Detector, reference: Reference, world: World) -> None:
+    """Blocks one by one end with the very evidence of many at once."""
+    alone, at_once = detector.start(), detector.start()
     blocks = usual(reference, world, 400 * BLOCK, noise=0.21)
-    parts = np.random.default_rng(0).binomial(blocks, 0.3)
-    for whole, part in zip(blocks, parts, strict=True):
-        detector.apply(alone, whole[None], 0.0)
-        detector.apply(merged, (part + (whole - part))[None], 0.0)
+    for one in blocks:
+        detector.apply(alone, one[None], 0.0)
     for some in np.split(blocks, [1, 8, 200, 201]):
         detector.apply(at_once, some, 0.0)
-    assert alone.tobytes() == merged.tobytes()
     for name in ("evidence", "onset", "counts", "blocks", "alarms", "active"):
         assert alone[name].tobytes() == at_once[name].tobytes()
     assert np.isfinite(alone["evidence"]).all()

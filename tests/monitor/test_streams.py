@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from levi_serve.bundle.reference import Reference
+from levi_serve.bundle.reference import Reference, measure
 from levi_serve.bundle.scores import BINS
 from levi_serve.monitor.streams import (
     BETS,
@@ -67,6 +68,34 @@ def test_no_factor_exceeds_one_on_average_in_distribution(reference: Reference) 
         mean = np.einsum("tb,tbk->tk", rows, np.exp(streams.factors))
         worst = np.exp(streams.factors).max(axis=1)
         assert ((ROUND - 1) / ROUND * mean + worst / ROUND <= 1 + 1e-9).all()
+
+
+def uneven(strange: bool) -> Reference:
+    """Of 1,000 ratings by 101 users: one user has 900 of them, and has the `strange` ones or all others."""
+    world = World()
+    users = np.where(np.arange(1000) < 900, 0, np.arange(1000))
+    heads = world.heads(1000, noise=0.2)
+    loud = (users == 0) == strange
+    heads[loud] = world.heads(int(loud.sum()), noise=1.0)
+    known, rating = np.ones(1000, np.bool_), heads.mean(1)
+    return measure(heads, world.support(1000), rating, rating, users, (known, known), 0, "0" * 64)
+
+
+@pytest.mark.parametrize("strange", [True, False])
+def test_users_of_uneven_activity(strange: bool) -> None:
+    """Whether one busy user is unlike all others or many quiet ones are unlike the busy one: neither is a shift."""
+    reference = uneven(strange)
+    found = Streams.of(reference)
+    alone = [
+        Streams.of(replace(reference, weights=reference.weights[[way, way]], sizes=reference.sizes[[way, way]])).levels
+        for way in (0, 1)
+    ]
+    np.testing.assert_array_equal(found.levels, np.max(alone, axis=0))
+    for way in (0, 1):  # each way decides some stream
+        assert (alone[way] > alone[1 - way] + 0.1).any()
+    for weights in reference.weights:
+        growth = np.einsum("tb,tbk->tk", weights[found.rows[:18]], np.exp(found.factors[:18]))
+        assert (growth <= 1).all()
 
 
 def test_advance_by_hand() -> None:

@@ -224,7 +224,7 @@ def test_nobody_waits_for_much_to_be_counted(reference: Reference, detector: Det
 
 
 def test_errors(monitor: Monitor, world: World) -> None:
-    """Without labels the estimate in distribution is the measured error; with more disagreement it is not lower; true
+    """Without labels the estimate in distribution is the measured error; with more disagreement it is higher; true
     errors are told when they come.
     """
     record = monitor.read()
@@ -236,7 +236,7 @@ def test_errors(monitor: Monitor, world: World) -> None:
     strange = estimated_rmse(monitor.reference, monitor.read())
     assert usual is not None
     assert strange is not None
-    assert strange >= usual
+    assert strange > 1.1 * usual
     monitor.observe_errors(np.array([0.25, 0.25]))
     assert true_rmse(monitor.read()) == pytest.approx(0.5)
 

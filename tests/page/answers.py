@@ -77,6 +77,11 @@ def monitor(status: str = "ok", **changes: Any) -> dict[str, Any]:
         ],
         "bins": [100] * 20,
         "unknown": {"user": 0.0012, "movie": 0.031},
+        "usual": [
+            {"rating_from": 1.0, "rating_to": 2.5, "low": None, "high": None},
+            {"rating_from": 2.5, "rating_to": 3.36, "low": 0.048, "high": 0.14},
+            {"rating_from": 3.36, "rating_to": 5.0, "low": 0.1, "high": 0.302},
+        ],
         "estimated_rmse": 0.968,
         "id_rmse": 0.962,
         "heads": [{"mean": 3.0 + j / 2, "deviation": 0.5, "id_mean": 3.0, "id_deviation": 0.4} for j in range(3)],

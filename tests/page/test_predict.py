@@ -13,7 +13,7 @@ from tests.programs import package
 from tests.serving.conftest import Process
 from tests.serving.toy import Toy
 
-from .answers import HOSTILE, Held, info, places, play, problem
+from .answers import HOSTILE, Held, info, monitor, places, play, problem
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page, Route
@@ -82,6 +82,41 @@ def test_drawing(look: Look) -> None:
     assert places(plot.locator(".path"), "x1", 2) == [25, 50]
     assert places(plot.locator(".path"), "x2", 2) == [50, 100]
     assert places(page.locator("#predict-plots .filled"), "width", 1) == [93]
+
+
+@pytest.mark.parametrize(
+    ("rating", "said"),
+    [
+        (2.49, "0.123. levi"),
+        (2.5, "0.123; usual for ratings of 2.50 to 3.36: 0.05 to 0.14. levi"),
+        (3.36, "0.123; usual for ratings of 3.36 to 5.00: 0.10 to 0.30. levi"),
+        (5.0, "0.123; usual for ratings of 3.36 to 5.00: 0.10 to 0.30. levi"),
+    ],
+)
+def test_usual_disagreement(look: Look, rating: float, said: str) -> None:
+    """The heads' deviation stands beside what is usual for such ratings, where the reference knows it."""
+
+    def prepare(page: Page) -> None:
+        play(page, "monitor", monitor())
+        play(page, "predict?*", {**ANSWER, "rating": rating, "disagreement": 0.123})
+
+    page = look(prepare)
+    expect(page.locator("#verdict")).to_have_attribute("data-kind", "ok")
+    predict(page)
+    expect(page.locator("#predict-plots .note")).to_contain_text(f"their standard deviation is {said}")
+
+
+def test_usual_disagreement_without_a_monitor(look: Look) -> None:
+    """Nothing is called usual when there is no monitor to say it."""
+
+    def prepare(page: Page) -> None:
+        play(page, "monitor", {"status": "off"})
+        play(page, "predict?*", {**ANSWER, "disagreement": 0.123})
+
+    page = look(prepare)
+    expect(page.locator("#verdict")).to_have_attribute("data-kind", "off")
+    predict(page)
+    expect(page.locator("#predict-plots .note")).to_contain_text("their standard deviation is 0.123. levi")
 
 
 def test_heads_beyond_the_scale(look: Look) -> None:

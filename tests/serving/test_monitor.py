@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from levi_serve.monitor.streams import BLOCK
@@ -77,6 +78,18 @@ def test_what_was_watched(app: RunningApp) -> None:
     spread = sum(answer["disagreement"] for answer in answers)
     assert metric(app, "levi_monitor_disagreement_sum") == pytest.approx(spread, abs=1e-4)
     assert 0 < metric(app, "levi_monitor_seconds_total") < 1
+
+
+def test_usual_disagreement(app: RunningApp, crowd: Path) -> None:
+    """Parts of the scale meet, from end to end; each tells the 5 % and the 95 % quantile of its own disagreement."""
+    usual = report(app)["usual"]
+    bounds = [one["rating_from"] for one in usual] + [usual[-1]["rating_to"]]
+    assert (len(usual), bounds[0], bounds[-1]) == (5, 1, 5)
+    assert bounds == sorted(bounds)
+    assert [one["rating_to"] for one in usual] == bounds[1:]
+    by_rating = app.live.current().version.reference.by_rating
+    assert [one["low"] for one in usual] == pytest.approx(by_rating[:, 0, 0], abs=1e-3)
+    assert [one["high"] for one in usual] == pytest.approx(by_rating[:, 0, 4], abs=1e-3)
 
 
 def test_alarm_from_rise_to_acknowledgement(app: RunningApp) -> None:
@@ -192,5 +205,16 @@ def test_workers_share_one_state(tmp_path: Path) -> None:
         assert max(report["predictions"] for report in reports) <= 400
         assert process.http.post("/monitor/alarms/1/acknowledge").status_code == 200
         assert {process.http.get("/monitor").json()["alarms"][0]["acknowledged"] is None for _ in range(8)} == {False}
+
+        before = process.http.get("/monitor").json()
+        psutil.Process(process.popen.pid).children()[0].kill()
+        process.ready(3)  # another one takes its place
+        after = [process.http.get("/monitor").json() for _ in range(8)]
+        assert [report["alarms"] for report in after] == [before["alarms"]] * 8
+        assert all(before["predictions"] <= report["predictions"] <= 400 for report in after)
+        for at in range(0, 400, 20):
+            assert process.http.post("/predict", json={"pairs": PAIRS[at : at + 20]}).status_code == 200
+        until(lambda: len(process.http.get("/monitor").json()["alarms"]) == 2, process.text)
+        assert process.http.get("/monitor").json()["alarms"][0] == before["alarms"][0]
     finally:
         process.close()

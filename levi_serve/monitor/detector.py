@@ -123,22 +123,23 @@ class Detector:
         return record
 
     def apply(self, record: Record, blocks: Int64Array, now: float) -> bool:
-        """Take in blocks of bin counts [N, R, BINS] at `now` [Unix seconds]; whether one raised an alarm. Counts of
+        """Take in blocks of bin counts [R, BINS, N] at `now` [Unix seconds]; whether one raised an alarm. Counts of
         several workers are one block when they are added.
 
         An alarm latches: until somebody has seen it there is no second one, and the evidence goes on.
         """
-        before, growth = record["evidence"].copy(), self.streams.growth(blocks)
-        record["evidence"], began, highest = at_end(before, growth)
+        before, upto = record["evidence"].copy(), blocks.cumsum(axis=-1)
+        # Exact sums are the same in whatever order, and whole numbers add up sooner.
+        total, counts = self.streams.growth(upto), upto[..., -1]
+        record["evidence"], began, highest = at_end(before, total)
         record["onset"][began] = now
-        counts = blocks.sum(axis=0)
-        record["blocks"] += len(blocks)
+        record["blocks"] += blocks.shape[-1]
         record["counts"] += counts
         record["recent_counts"] *= math.exp(-int(counts[0].sum()) / RECENT)
         record["recent_counts"] += counts
         if record["active"] or not highest >= self.threshold:
             return False
-        path = advance(before, growth)
+        path = np.moveaxis(advance(before, total), -1, 0)  # [N, T, K]
         rung = np.flatnonzero(self.streams.total(path) >= self.threshold)
         if not len(rung):
             return False
@@ -156,8 +157,9 @@ class Detector:
             ("rated", watched.rated),
         ):
             record[f"recent_{name}"] = record[f"recent_{name}"] * keep + added
-        record["recent_errors"] *= math.exp(-watched.errors[0] / RECENT)
-        record["recent_errors"] += watched.errors
+        if watched.errors[0]:
+            record["recent_errors"] *= math.exp(-watched.errors[0] / RECENT)
+            record["recent_errors"] += watched.errors
         for name in ("predictions", "new", "spreads", "spread_sum", "seconds"):
             record[name] += getattr(watched, name)
 

@@ -125,6 +125,7 @@ def test_blocks_are_those_of_one_prediction_after_the_other(
     ]
     found = np.concatenate([np.empty((6 + 2 * new, BINS, 0), np.int64), *monitor._blocks], axis=-1)
     assert np.moveaxis(found, -1, 0).tolist() == expected
+    assert monitor._watched.new.tolist() == (~known).sum(axis=0).tolist()
 
 
 @given(st.lists(st.integers(0, ROUND + 40), max_size=6 * ROUND), st.integers(1, 300))
@@ -316,8 +317,11 @@ def test_one_thing_in_a_turn(
     assert not turns
 
 
-def test_a_turn_after_the_end(reference: Reference, detector: Detector, world: World, tmp_path: Path) -> None:
+def test_a_turn_after_the_end(
+    reference: Reference, detector: Detector, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that is still to come when the monitor is closed does nothing, even if not all could be told."""
+    monkeypatch.setattr("levi_serve.monitor.watch.PAUSE_S", 0.0)
     one, other = (Monitor(reference, detector, tmp_path / "state") for _ in range(2))
     turns = Turns()
     world.show(one, 32, soon=turns.soon)

@@ -241,7 +241,7 @@ class Engine(ABC):
             monitor.observe(users, *of, (trained[0][found], trained[1][found]), self._soon)
 
     def _soon(self, work: Callable[..., object], *args: object) -> None:
-        """Do what no answer should wait for."""
+        """Do what replies need not wait for."""
         work(*args)
 
     def _missing(self, pair: Sequence[Known], states: Sequence[int]) -> ServeError | None:

@@ -95,8 +95,8 @@ class Monitor:
             scores: [B, S] as `Scorer` gives them; without a finite spread a prediction is as strange as can be.
             heads: [B, n] head ratings, only to be shown: of the batches that are counted together, the last SHOWN.
             trained: [B] each, whether the user and the item were trained on.
-            soon: calls a function with its arguments later, in a turn of the event loop of its own, so that no answer
-                waits for what there is to do; without it that is done at once.
+            soon: calls a function with its arguments later, in a turn of the event loop of its own, so that these
+                predictions do not wait for what there is to do; without it that is done at once.
 
         """
         with self._lock:

@@ -2,7 +2,8 @@
 
 python -m benchmarks.monitor --data DIR    # every stage, or those after --stage; results are added to the file
 
-`--runs` holds the finished fits titles-0, -1, -2 (the default recipe) and genres-0, -1, -2 (`--item-text genres`).
+`--runs` holds the finished fits titles-0, -1, -2 (the default recipe), genres-0, … (`--item-text genres`) and
+paper-0, … (genres, and the paper's size and learning rates: its heads read views as they are, and all of them).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from benchmarks.monitor import stages
+from benchmarks.monitor.recipes import recipes
 from benchmarks.monitor.separation import auroc
 from benchmarks.monitor.tried import tried
 from levi_serve.bundle.commands import Command, run
@@ -25,7 +27,17 @@ from training.options import Options, default_cache
 from training.run import Run, fit, open_run
 
 SEEDS = (0, 1, 2)
-TEXTS: dict[str, tuple[str, ...]] = {"titles": (), "genres": ("genres",)}
+FITS: dict[str, dict[str, Any]] = {
+    "titles": {},
+    "genres": {"item_text": ("genres",)},
+    "paper": {
+        "item_text": ("genres",),
+        "size": "paper",
+        "batch": 200,
+        "learning_rate": (1e-4, 1e-3, 1e-2),
+        "trial": 1,
+    },
+}
 STAGES: dict[str, Callable[[dict[str, list[Run]], Path], Any]] = {
     "auroc": auroc,
     "delays": stages.delays,
@@ -33,6 +45,7 @@ STAGES: dict[str, Callable[[dict[str, list[Run]], Path], Any]] = {
     "replay": stages.replay,
     "errors": stages.errors,
     "cost": stages.cost,
+    "recipes": recipes,
     "tried": tried,
 }
 
@@ -41,7 +54,8 @@ class Stage(Command):
     """Run one stage, or `all`."""
 
     stage: Annotated[
-        str, Field(description="Some of auroc, delays, peers, replay, errors, cost, tried, with commas; or all.")
+        str,
+        Field(description="Some of auroc, delays, peers, replay, errors, cost, recipes, tried, with commas; or all."),
     ] = "all"
     data: Annotated[Path, Field(description="Folder of MovieLens-100K.")]
     runs: Annotated[Path, Field(description="Folder of the fitted runs; what is missing is fitted.")] = Path(
@@ -52,7 +66,7 @@ class Stage(Command):
 
     def __call__(self) -> None:
         """Add the stage's figures to the file."""
-        found = {text: [self._run(text, seed) for seed in SEEDS] for text in TEXTS}
+        found = {text: [self._run(text, seed) for seed in SEEDS] for text in FITS}
         for name in STAGES if self.stage == "all" else self.stage.split(","):
             figures = STAGES[name](found, self.cache)
             known = json.loads(self.out.read_text()) if self.out.exists() else {}
@@ -66,7 +80,7 @@ class Stage(Command):
 
     def _run(self, text: str, seed: int) -> Run:
         folder = self.runs / f"{text}-{seed}"
-        options = Options(dataset="ml-100k", data=self.data, item_text=TEXTS[text], seed=seed, select="random")
+        options = Options(dataset="ml-100k", data=self.data, seed=seed, select="random", **FITS[text])
         fit(options, folder, self.cache, "cpu")
         return open_run(folder, self.cache, "cpu")
 

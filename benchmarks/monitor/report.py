@@ -21,6 +21,7 @@ def tables(results: Mapping[str, Any]) -> str:
         "delays": _delays,
         "peers": _peers,
         "replay": _replay,
+        "recipes": _recipes,
         "errors": _errors,
         "cost": _cost,
         "tried": _tried,
@@ -42,7 +43,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
 
     figures = results["delays"]["figures"]
     figure, axes = plt.subplots(figsize=(7, 4))
-    for text, style in (("titles", "-"), ("genres", "--")):
+    for text, style in (("titles", "-"), ("genres", "--"), ("paper", ":")):
         for case, shares, colour in (
             ("OOD genres", _SHARES, "#2c5f8a"),
             ("without id novelty, OOD genres", (0.1, 0.3, 1.0), "#c0392b"),
@@ -64,7 +65,7 @@ def _auroc(figures: Mapping[str, Any]) -> str:
     for text, comparisons in figures.items():
         names = list(next(iter(comparisons.values())))
         rows = [[f"{text}: {case}", *(f"{values[n]:.3f}" for n in names)] for case, values in comparisons.items()]
-        out.append(_table([f"sentences of {text}", *names], rows))
+        out.append(_table([text, *names], rows))
     return "\n\n".join(out)
 
 
@@ -74,7 +75,7 @@ def _delays(figures: Mapping[str, Any]) -> str:
          f"{one['share_alarmed']:.0%}", f"{one['oracle_median']:,.0f}", str(one["alarms_before_the_change"])]
         for case, one in figures.items()
     ]  # fmt: skip
-    return _table(["sentences · budget · shift", "median", "p95", "alarmed", "oracle median", "early alarms"], rows)
+    return _table(["fit · budget · shift", "median", "p95", "alarmed", "oracle median", "early alarms"], rows)
 
 
 def _requests(value: float, share: float) -> str:
@@ -100,9 +101,21 @@ def _replay(figures: Mapping[str, Any]) -> str:
 
 
 def _errors(figures: Mapping[str, Any]) -> str:
-    names = ["median_error", "median_error_fitted_on_the_other_slices", "median_error_assuming_id"]
-    rows = [[text, *(f"{one[n]:.4f}" for n in names)] for text, one in figures.items()]
-    return _table(["sentences", "estimated", "fitted on the other slices", "assuming the ID value"], rows)
+    names = ("estimated", "estimated_and_other_slices", "other_slices_alone", "assuming_id")
+    rows = [
+        [text, *(f"{one[n]:.4f} ({one[n] / one['assuming_id']:.2f})" for n in names)] for text, one in figures.items()
+    ]
+    return _table(["median error of the RMSE (of that of assuming the ID value)", *map(_spoken, names)], rows)
+
+
+def _recipes(figures: Mapping[str, Any]) -> str:
+    names = list(next(iter(figures.values())))
+    rows = [[name, *(f"{one[n]:.3f}" for n in names)] for name, one in figures.items()]
+    return _table(["recipe", "RMSE, ID", "RMSE, OOD", *(f"AUROC, ids hidden: {n}" for n in names[2:])], rows)
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ").replace(" id", " the ID value")
 
 
 def _cost(figures: Mapping[str, Any]) -> str:

@@ -32,26 +32,26 @@ def _auroc(run: Run, cache: Path) -> dict[str, dict[str, float]]:
     fresh, ood = blind.pool(new, reference), blind.pool(parts.ood, reference)
     inside = whole.pools["id"]
     found = {
-        "ids as they are, ID against OOD genres": _separation(whole.reference, inside, whole.pools["OOD genres"]),
-        "ids hidden, ID against OOD genres": _separation(
+        "ids as they are, ID against OOD genres": separation(whole.reference, inside, whole.pools["OOD genres"]),
+        "ids hidden, ID against OOD genres": separation(
             hidden.reference, hidden.pools["id"], hidden.pools["OOD genres"]
         ),
-        "ids hidden, new items of ID genres against OOD genres": _separation(reference, fresh, ood),
+        "ids hidden, new items of ID genres against OOD genres": separation(reference, fresh, ood),
     }
     seen = other.reference(parts.calibration, seed)
-    found["control: ID against new items of ID genres"] = _separation(
+    found["control: ID against new items of ID genres"] = separation(
         seen, other.pool(parts.test, seen), other.pool(new, seen)
     )
     for name in ("cold users", "cold movies", "corrupt text"):
-        found[f"ID against {name}"] = _separation(whole.reference, inside, whole.pools[name])
+        found[f"ID against {name}"] = separation(whole.reference, inside, whole.pools[name])
     layers = [
-        _separation(whole.reference, inside, broken_layer(fitted, layer, seed).pool(parts.test, whole.reference))
+        separation(whole.reference, inside, broken_layer(fitted, layer, seed).pool(parts.test, whole.reference))
         for layer in range(fitted.model.shape.layers)
     ]
     found["one layer of other items"] = _mean(layers)
     for name, change in BROKEN.items():
         broken = [
-            _separation(whole.reference, inside, fitted.pool(parts.test, whole.reference, change(head)))
+            separation(whole.reference, inside, fitted.pool(parts.test, whole.reference, change(head)))
             for head in range(fitted.model.shape.layers)
         ]
         found[f"one head {name}"] = _mean(broken)
@@ -75,7 +75,7 @@ BROKEN: dict[str, Callable[[int], Callable[[AnyArray], AnyArray]]] = {
 }
 
 
-def _separation(reference: Reference, inside: Pool, outside: Pool) -> dict[str, float]:
+def separation(reference: Reference, inside: Pool, outside: Pool) -> dict[str, float]:
     """AUROC of each score; two-sided ones by their distance from the middle; and of the combination."""
     found = {}
     for column, name in enumerate(reference.names):

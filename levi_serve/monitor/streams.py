@@ -6,15 +6,14 @@ payoff is at most m₀, no factor exceeds 1 on average, and the mean run length 
 threshold, whatever the distribution.
 
 m₀ is known from a sample only. It is an upper bound of the true mean that holds for all streams at once with 95 %
-confidence (exact where it pays 0 or 1, else the better of a Chernoff and an empirical Bernstein bound), for the worse
-of two ways to weigh the sample, every rating alike or every user alike. And it leaves room for one user in each round
-who is unlike all others: over a round no factor exceeds 1 on average even with that user, whose own is at most 1/m₀.
+confidence, for the worse of two ways to weigh the sample, every rating alike or every user alike. And it leaves room
+for one user in each round who is unlike all others: over a round no factor exceeds 1 on average even with that user,
+whose own is at most 1/m₀.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -83,15 +82,13 @@ class Streams:
         )
         payoffs = np.stack([_PAYOFFS["upper" if stream.score in NEW else stream.kind] for stream in streams])
         shares = 1 / (np.bincount(rows)[rows] * len(scores))
-        levels = np.array(
+        levels = np.max(
             [
                 # The risk is shared like the evidence, and by the two ways to weigh.
-                max(
-                    _bound(w[row], payoff, size, CONFIDENCE * share / 2)
-                    for w, size in zip(weights, reference.sizes, strict=True)
-                )
-                for row, payoff, share in zip(rows, payoffs, shares, strict=True)
-            ]
+                _bounds(w[rows], payoffs, size, CONFIDENCE * shares / 2)
+                for w, size in zip(weights, reference.sizes.tolist(), strict=True)
+            ],
+            axis=0,
         )
         levels = ((ROUND - 1) * levels + 1) / ROUND
         bets = BETS / levels[:, None]  # [T, K]
@@ -176,40 +173,34 @@ def two_valued(share: AnyArray) -> DoubleArray:
     return bins
 
 
-def _bound(weights: DoubleArray, payoff: DoubleArray, size: float, risk: float) -> float:
-    """Upper bound of a mean payoff: the true one exceeds it in this share of all samples at most."""
-    mean = float(weights @ payoff)
-    if np.isin(payoff, (0, 1)).all():
-        return _exact(mean, size, risk)
-    variance = float(weights @ np.square(payoff - mean)) * size / max(size - 1, 1)
-    needed = math.log(2 / risk)  # shared by the two bounds
-    bernstein = mean + math.sqrt(2 * variance * needed / size) + 7 * needed / (3 * max(size - 1, 1))
-    return min(bernstein, _chernoff(mean, needed / size))
+def _bounds(weights: DoubleArray, payoffs: DoubleArray, size: float, risks: DoubleArray) -> DoubleArray:
+    """Upper bounds [T] of mean payoffs: a true one exceeds its bound in this share `risks` [T] of all samples at most.
+
+    Of a sample of `size` with the shares `weights` [T, BINS]. The shares that it may have come from are spread like
+    Dirichlet's, with one rating more in the bin that pays most: where payoffs are 0 and 1 this is the bound of Clopper
+    and Pearson (1934), else Gaffke's (2005; Learned-Miller and Thomas 2019). Its tail is that of a sum of gamma
+    variables, which Lugannani and Rice's formula (1980) gives to three digits.
+    """
+    best = payoffs == payoffs.max(axis=1, keepdims=True)
+    alpha = weights * size + best / best.sum(axis=1, keepdims=True)
+    low, high = np.zeros(len(alpha)), 1 / payoffs.max(axis=1)
+    for _ in range(50):
+        tilt = (low + high) / 2
+        mean, tail = _tail(alpha, payoffs, tilt)
+        low, high = np.where(tail > risks, tilt, low), np.where(tail > risks, high, tilt)
+    return mean
 
 
-def _exact(share: float, size: float, risk: float) -> float:
-    """The share under which so few of `size` are found with a probability of `risk` (Clopper and Pearson 1934)."""
-    found = np.arange(math.ceil(share * size - 1e-6) + 1)
-    ways = np.array([math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1) for k in found.tolist()])
-    return _largest(share, lambda p: np.exp(ways + found * math.log(p) + (size - found) * math.log1p(-p)).sum() >= risk)
-
-
-def _chernoff(mean: float, divergence: float) -> float:
-    """The largest m with kl(mean, m) ≤ divergence."""
-
-    def within(m: float) -> bool:
-        below = mean * math.log(mean / m) if mean > 0 else 0.0
-        return below + ((1 - mean) * math.log((1 - mean) / (1 - m)) if mean < 1 else 0.0) <= divergence
-
-    return _largest(mean, within)
-
-
-def _largest(low: float, within: Callable[[float], bool]) -> float:
-    """Where, from `low` up to 1, something ends to hold."""
-    high = 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if not low < middle < high:
-            break
-        low, high = (middle, high) if within(middle) else (low, middle)
-    return high
+def _tail(alpha: DoubleArray, payoffs: DoubleArray, tilt: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
+    """Means [T] of shares tilted towards high payoffs, and the probability [T] of more under Dirichlet(alpha)."""
+    shares = alpha / (1 - tilt[:, None] * payoffs)
+    mean = (shares * payoffs).sum(axis=1) / shares.sum(axis=1)
+    point = tilt * shares.sum(axis=1) / alpha.sum(axis=1)  # the saddlepoint of Σ (payoff − mean) · Gamma(alpha)
+    off = payoffs - mean[:, None]
+    left = 1 - point[:, None] * off
+    w = np.sqrt(np.maximum(2 * (alpha * np.log(left)).sum(axis=1), 0.0))
+    v = point * np.sqrt((alpha * np.square(off / left)).sum(axis=1))
+    normal = np.array([math.erfc(x) for x in (w / math.sqrt(2)).tolist()]) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tail = normal + np.exp(-np.square(w) / 2) / math.sqrt(2 * math.pi) * (1 / v - 1 / w)
+    return mean, np.where(w > 1, tail, 1.0)  # near the middle the formula is 0 / 0; risks are far from there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,7 @@ from levi_serve.monitor.streams import (
     BLOCK,
     ROUND,
     Streams,
-    _bound,
-    _chernoff,
-    _exact,
+    _bounds,
     advance,
     at_end,
     pooled,
@@ -162,32 +161,43 @@ def test_threshold(days: float, rate: float, blocks: float) -> None:
     assert math.exp(threshold(days, rate)) == pytest.approx(blocks)
 
 
-def test_chernoff() -> None:
-    """The bound is where the divergence is used up: for no event among n it is 1 − e^(−divergence)."""
-    assert _chernoff(0.0, 0.01) == pytest.approx(1 - math.exp(-0.01))
-    m = _chernoff(0.3, 0.02)
-    assert 0.3 * math.log(0.3 / m) + 0.7 * math.log(0.7 / (1 - m)) == pytest.approx(0.02)
-    assert _chernoff(1.0, 0.1) == 1
+def bound(shares: Any, payoff: Any, size: float, risk: float) -> float:
+    """Of one stream."""
+    return float(_bounds(np.array([shares]), np.array([payoff]), size, np.array([risk]))[0])
+
+
+MEAN = (np.arange(BINS) + 0.5) / BINS
+TOP = (np.arange(BINS) == BINS - 1).astype(np.float64)
 
 
 def test_bounds_hold_for_nearly_all_samples() -> None:
-    """Of 2,000 samples, as good as none has a bound below the true mean; and a bound is not far off."""
-    rng, payoff = np.random.default_rng(0), (np.arange(20) + 0.5) / 20
-    bounds = [_bound(rng.multinomial(400, np.full(20, 1 / 20)) / 400, payoff, 400, 0.0025) for _ in range(2000)]
-    assert np.mean(np.array(bounds) < 0.5) <= 0.0025
-    assert 0.5 < np.mean(bounds) < 0.6
+    """Of 4,000 samples, as many have a bound below the true mean as the risk allows; and a bound is not far off."""
+    rng = np.random.default_rng(0)
+    samples = rng.multinomial(400, np.full(BINS, 1 / BINS), 4000) / 400
+    for payoff, true in ((MEAN, 0.5), (MEAN**4, float((MEAN**4).mean())), (TOP, 0.05)):
+        found = _bounds(samples, np.tile(payoff, (4000, 1)), 400, np.full(4000, 0.0025))
+        assert np.mean(found < true) <= 0.005
+        assert true < found.mean() < true + 4 * payoff.std() / 20
+
+
+@pytest.mark.parametrize("payoff", [MEAN, MEAN**4, TOP])
+@pytest.mark.parametrize("size", [50, 4000])
+def test_bounds_are_those_of_dirichlet(payoff: Any, size: int) -> None:
+    """The share of drawn means that exceed a bound is its risk."""
+    shares = np.random.default_rng(1).multinomial(size, np.full(BINS, 1 / BINS)) / size
+    drawn = np.random.default_rng(2).dirichlet(shares * size + TOP + 1e-9, 200_000) @ payoff
+    assert np.mean(drawn > bound(shares, payoff, size, 0.01)) == pytest.approx(0.01, rel=0.1)
 
 
 def test_exact_bounds() -> None:
     """Of none among n: 1 − risk^(1/n). Of three among 1,000: the share that leaves three or fewer with that risk. Of a
-    sample in which all are, 1. The bound is below Chernoff's.
+    sample in which all are, 1.
     """
-    assert _exact(0.0, 500, 0.01) == pytest.approx(1 - 0.01 ** (1 / 500))
-    p = _exact(0.003, 1000, 0.01)
+    assert bound((1 - TOP) / (BINS - 1), TOP, 500, 0.01) == pytest.approx(1 - 0.01 ** (1 / 500), rel=5e-3)
+    p = bound(np.where(TOP, 0.003, 0.997 / (BINS - 1)), TOP, 1000, 0.01)
     tail = sum(math.comb(1000, k) * p**k * (1 - p) ** (1000 - k) for k in range(4))
-    assert tail == pytest.approx(0.01)
-    assert _exact(1.0, 50, 0.01) == 1
-    assert p < _chernoff(0.003, math.log(1 / 0.01) / 1000)
+    assert tail == pytest.approx(0.01, rel=5e-3)
+    assert bound(TOP, TOP, 50, 0.01) == 1
 
 
 def test_a_small_sample_is_trusted_less() -> None:

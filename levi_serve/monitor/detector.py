@@ -34,6 +34,8 @@ class Watched:
     """What some predictions, and true ratings that came, add up to, for display."""
 
     predictions: int
+    passed_over: int
+    """Predictions that were not watched, being more a second than are to be; they are in nothing else."""
     new: Int64Array
     """[2], of them those with a user, and an item, that was not trained on."""
     heads: DoubleArray
@@ -53,6 +55,7 @@ class Watched:
         """Before the first prediction."""
         return cls(
             predictions=0,
+            passed_over=0,
             new=np.zeros(2, np.int64),
             heads=np.zeros((2, heads)),
             rated=0,
@@ -79,6 +82,7 @@ def record_type(streams: Streams, heads: int) -> np.dtype[np.void]:
             ("sequence", "<i8"),
             ("blocks", "<i8"),
             ("predictions", "<i8"),
+            ("passed_over", "<i8"),
             ("new", "<i8", (2,)),
             ("spreads", "<i8", (len(DISAGREEMENT) + 1,)),
             ("spread_sum", "<f8"),
@@ -160,7 +164,7 @@ class Detector:
         if watched.errors[0]:
             record["recent_errors"] *= math.exp(-watched.errors[0] / RECENT)
             record["recent_errors"] += watched.errors
-        for name in ("predictions", "new", "spreads", "spread_sum", "seconds"):
+        for name in ("predictions", "passed_over", "new", "spreads", "spread_sum", "seconds"):
             record[name] += getattr(watched, name)
 
     def acknowledge(self, record: Record, alarm: int, now: float) -> bool:

@@ -20,6 +20,7 @@ from levi_serve.bundle.manifest import Manifest
 from levi_serve.bundle.reference import Reference
 from levi_serve.bundle.scores import BINS
 from levi_serve.monitor.detector import DISAGREEMENT, Detector, Record, Watched
+from levi_serve.monitor.ration import Ration
 from levi_serve.monitor.rounds import Rounds
 from levi_serve.monitor.state import State
 from levi_serve.monitor.streams import BLOCK, NEW
@@ -49,10 +50,15 @@ class Monitor:
     """Watches the predictions of one model."""
 
     def __init__(
-        self, reference: Reference, detector: Detector, state: Path | None, clock: Callable[[], float] = time.time
+        self,
+        reference: Reference,
+        detector: Detector,
+        state: Path | None,
+        clock: Callable[[], float] = time.time,
+        rate: float | None = None,
     ) -> None:
         """`state` is the file that processes share; without one the state is this process's own. The `clock` only
-        dates what happens.
+        dates what happens. Of more than `rate` predictions a second, a sample is watched; None: all.
 
         Raises:
             RunError: the file cannot be opened.
@@ -73,6 +79,7 @@ class Monitor:
         self._new = NEW[0] in detector.streams.scores
         self._heads = reference.heads.shape[1]
         self._watched = Watched.nothing(self._heads)
+        self._ration = None if rate is None else Ration(rate, time.perf_counter())
         self._lock = threading.Lock()  # backbones run in threads, metrics are read in the event loop
         self._held: list[_Batch] = []
         self._waiting = 0
@@ -100,6 +107,9 @@ class Monitor:
 
         """
         with self._lock:
+            if self._ration is not None and not self._ration.grants(len(users), time.perf_counter()):
+                self._watched.passed_over += len(users)
+                return
             self._held.append((users, scores, heads, *trained))
             self._waiting += len(users)
             due = self._due()

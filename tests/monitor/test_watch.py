@@ -58,6 +58,15 @@ def test_a_restart_on_shifted_traffic(reference: Reference, detector: Detector, 
     assert monitor.read()["active"]
 
 
+def test_no_more_than_the_rate_is_watched(reference: Reference, detector: Detector, world: World) -> None:
+    """Of 64,000 predictions in less than an hour at one an hour, one batch is watched; the others are counted."""
+    monitor = Monitor(reference, detector, None, rate=1 / 3600)
+    world.show(monitor, 64_000, noise=0.3)
+    record = monitor.read()
+    assert (record["predictions"], record["passed_over"]) == (32, 63_968)
+    assert not record["active"]
+
+
 def test_one_user_is_one_voice(monitor: Monitor, world: World) -> None:
     """A user who sends 90 % of the requests, all strange, raises no alarm; the same strangeness of all users does."""
     strange = itertools.cycle([True] * 9 + [False])

@@ -210,7 +210,8 @@ class ServeSettings(ModelSettings):
         1000.0,
         le=1e9,
         allow_inf_nan=False,
-        description="Predictions a second that `monitor_days` is reckoned with.",
+        description="Predictions a second that `monitor_days` is reckoned with. Of more, so many are watched: what a "
+        "second asks for beyond that is neither evidence nor shown.",
     )
     monitor_state: Path | None = Field(
         None,

@@ -70,7 +70,7 @@ class FleetMetrics:
         )
         self._seen = Gauge(
             "levi_entities_seen_timestamp_seconds",
-            "When the worker that is furthest behind has last read the list of entities.",
+            "When the worker that is furthest behind has last read the list of entities, or was started.",
             registry=registry,
             multiprocess_mode="livemin",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import threading
@@ -21,7 +20,7 @@ from levi_serve.bundle.reference import Reference
 from levi_serve.bundle.scores import BINS
 from levi_serve.monitor.detector import DISAGREEMENT, Detector, Record, Watched
 from levi_serve.monitor.rounds import Rounds
-from levi_serve.monitor.state import State
+from levi_serve.monitor.state import State, owner_of
 from levi_serve.monitor.streams import BLOCK, NEW
 
 log = logging.getLogger("levi")
@@ -65,9 +64,7 @@ class Monitor:
         self.reference = reference
         self.detector = detector
         self._clock = clock
-        layout = f"{detector.dtype.descr}{detector.streams.streams}".encode()
-        owner = hashlib.sha256(reference.model.encode() + layout + reference.edges.tobytes()).hexdigest().encode()
-        self._state = State(detector, owner[:48], state)
+        self._state = State(detector, owner_of(reference, detector), state)
         self._rounds = Rounds()
         self._begun = np.empty((0, len(detector.streams.scores), BINS - 1), np.bool_)
         """[less than BLOCK, R, BINS − 1], whether the scores of the block that is being filled lie below each bin."""

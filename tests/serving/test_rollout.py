@@ -162,6 +162,27 @@ def test_a_new_version_takes_over(app: RunningApp, repository: Path, request: py
     until(lambda: old() is None)
 
 
+def test_a_new_version_has_a_monitor_of_its_own(repository: Path, tmp_path: Path) -> None:
+    """Though both have the same graph, evidence about the old one is none about the new one; it is there again when
+    the old one is back.
+    """
+    with RunningApp(settings(repository, watch_s=SLOW, monitor_state=tmp_path / "state", admin_token="admin")) as app:
+
+        def watched() -> int:
+            return app.get("/monitor").json()["predictions"]
+
+        assert [answers(app), answers(app), watched()] == [1, 1, 2]
+        first = app.live.service.monitor
+        write(repository, 2)
+        looks(app)
+        assert watched() == 0
+        assert [answers(app), watched()] == [2, 1]
+        assert app.live.service.monitor is not first
+        assert len(list((tmp_path / "state").iterdir())) == 2
+        assert admin(app, "load", version=1, label="stable").status_code == 200
+        assert [watched(), answers(app), watched()] == [2, 1, 3]
+
+
 def test_by_itself(repository: Path) -> None:
     """The server looks on its own, after the interval of its settings."""
     with RunningApp(settings(repository, watch_s=0.05)) as app:

@@ -211,7 +211,7 @@ def _monitor(version: Version, settings: ServeSettings, metrics: Metrics) -> Mon
     folder = settings.monitor_state or metrics.shared
     path = None if folder is None else state_file(folder, version.manifest, version.reference)
     detector = Detector.of(version.reference, threshold(settings.monitor_days, settings.monitor_rate))
-    return Monitor(version.reference, detector, path)
+    return Monitor(version.reference, detector, path, rate=settings.monitor_rate / settings.workers)
 
 
 async def _store(version: Version, settings: ServeSettings, metrics: Metrics) -> Store:

@@ -187,7 +187,7 @@ class Monitor(ReplicasSettings):
             left_out = missing
             with state.change() as record:
                 if block.any():
-                    detector.apply(record, block[None], time.time())
+                    detector.apply(record, block[..., None], time.time())
                 alarms = detector.alarms(record) if record["active"] else []
                 evidence = detector.total(record)
                 if alarms:

@@ -220,8 +220,8 @@ class Engine(ABC):
                 answers[i] = ModelOutputError()
         return answers
 
-    @staticmethod
     def _show(
+        self,
         monitor: Monitor,
         pairs: Sequence[Pair],
         scores: Scores,
@@ -229,16 +229,20 @@ class Engine(ABC):
         found: BoolArray | None,
     ) -> None:
         """The pairs that clients asked for and of which both sides were `found` [B]; None: all were."""
-        users: list[Any] = [user.row.tobytes() if isinstance(user, Encoded) else user for user, _ in pairs]
+        users = [pair[0] for pair in pairs]
         if Probe in map(type, pairs):
             asked = np.array([type(pair) is not Probe for pair in pairs])
             found = asked if found is None else found & asked
         if found is None:
-            monitor.observe(users, scores.watched, scores.heads, trained)
+            monitor.observe(users, scores.watched, scores.heads, trained, self._soon)
         elif found.any():
             users = [users[i] for i in np.flatnonzero(found).tolist()]
             of = scores.watched[found], scores.heads[found]
-            monitor.observe(users, *of, (trained[0][found], trained[1][found]))
+            monitor.observe(users, *of, (trained[0][found], trained[1][found]), self._soon)
+
+    def _soon(self, work: Callable[..., object], *args: object) -> None:
+        """Do what replies need not wait for."""
+        work(*args)
 
     def _missing(self, pair: Sequence[Known], states: Sequence[int]) -> ServeError | None:
         """Why a pair, or a user alone, cannot be rated, from the states of the sides."""

@@ -6,6 +6,7 @@ takes longer, the backbone or the whole catalogue, runs in a thread of its lane.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,6 +153,9 @@ class EntityEngine(Engine):
         finally:
             ask.over = True
         return answers
+
+    def _soon(self, work: Callable[..., object], *args: object) -> None:
+        asyncio.get_running_loop().call_soon(work, *args)
 
     def _shares_its_core(self) -> bool:
         """Whether the encoder is at work on the core that pairs are scored on: runs of one would leave it no time."""

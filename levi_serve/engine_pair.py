@@ -104,7 +104,7 @@ class PairEngine(Engine):
         feeds = self._reader.feeds([read.text for read in reads])
         self._tokens(feeds[MASK])
         scores = timed(self._inferred, self._predictor.score, feeds)
-        trained, state = np.array([read.trained for read in reads]).T, np.array([read.state for read in reads]).T
+        trained, state = np.array([read.trained for read in reads]).T.copy(), np.array([read.state for read in reads]).T
         return self._answers([read.pair for read in reads], scores, (trained[0], trained[1]), (state[0], state[1]))
 
 

@@ -33,13 +33,21 @@ class GivenPair(NamedTuple):
     item: Given
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """A new entity whose row is known: the encoder made it, or it needs none (pair views)."""
+    """A new entity whose row is known: the encoder made it, or it needs none (pair views). It is who has that row."""
 
     given: Attributes
     row: HalfArray
     """[W]"""
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both have one row."""
+        return isinstance(other, Encoded) and self.row.tobytes() == other.row.tobytes()
+
+    def __hash__(self) -> int:
+        """Of the row."""
+        return hash(self.row.tobytes())
 
 
 Known: TypeAlias = Id | Encoded

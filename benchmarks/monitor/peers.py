@@ -66,10 +66,10 @@ class EveryNth:
     """Rings every n requests, whatever comes."""
 
     name = "every n-th request"
-    knobs: Sequence[float] = (10_000.0,)
+    knobs: Sequence[float] = (20_000.0,)
 
     def rings(self, streams: DoubleArray, knob: float) -> Int64Array:
-        """At a moment of its own in each stream."""
+        """At a moment of its own in each stream: half of n after its beginning, on average."""
         first = np.random.default_rng(0).integers(1, int(knob) + 1, len(streams))
         return np.minimum(first, streams.shape[1])
 
@@ -84,9 +84,9 @@ def peers(reference: AnyArray) -> list[Peer]:
         River(
             "River PageHinkley",
             lambda threshold: PageHinkley(min_instances=30, delta=0.1 * scale, threshold=threshold * scale, mode="up"),
-            (5, 10, 20, 30, 40, 60, 80, 120),
+            np.geomspace(5, 120, 41).tolist(),
         ),
-        Windowed("windowed KS", lambda w: _ks(reference, w), np.linspace(0.05, 0.2, 31).tolist(), 500, 50),
+        Windowed("windowed KS", lambda w: _ks(reference, w), np.linspace(0.05, 0.2, 301).tolist(), 500, 50),
         Windowed("windowed MMD", lambda w: _mmd(reference, w), np.linspace(0.0, 0.03, 61).tolist(), 200, 50),
         Windowed("PSI, matched", lambda w: _psi(reference, w), np.linspace(0.01, 0.2, 77).tolist(), 1000, 100),
         Windowed("PSI at 0.2", lambda w: _psi(reference, w), (0.2,), 1000, 100),

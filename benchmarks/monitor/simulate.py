@@ -132,8 +132,8 @@ class _Crowd:
         return self._streams.total(self._evidence[of])
 
     def _judge(self, full: Int64Array) -> Int64Array:
-        growth = self._streams.growth(self._counts[full])  # a block each
-        self._evidence[full] = advance(self._evidence[full], growth[None])[0]
+        growth = self._streams.growth(self._counts[full].transpose(1, 2, 0))  # a block each
+        self._evidence[full] = advance(self._evidence[full], np.moveaxis(growth, -1, 0)[..., None])[..., 0]
         self._counts[full] = 0
         self._in_block[full] = 0
         over = full[self._in_round[full] >= ROUND]

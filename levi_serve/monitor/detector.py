@@ -34,6 +34,8 @@ class Watched:
     """What some predictions, and true ratings that came, add up to, for display."""
 
     predictions: int
+    passed_over: int
+    """Predictions that were not watched, being more a second than are to be; they are in nothing else."""
     new: Int64Array
     """[2], of them those with a user, and an item, that was not trained on."""
     heads: DoubleArray
@@ -53,6 +55,7 @@ class Watched:
         """Before the first prediction."""
         return cls(
             predictions=0,
+            passed_over=0,
             new=np.zeros(2, np.int64),
             heads=np.zeros((2, heads)),
             rated=0,
@@ -79,6 +82,7 @@ def record_type(streams: Streams, heads: int) -> np.dtype[np.void]:
             ("sequence", "<i8"),
             ("blocks", "<i8"),
             ("predictions", "<i8"),
+            ("passed_over", "<i8"),
             ("new", "<i8", (2,)),
             ("spreads", "<i8", (len(DISAGREEMENT) + 1,)),
             ("spread_sum", "<f8"),
@@ -124,22 +128,23 @@ class Detector:
         return record
 
     def apply(self, record: Record, blocks: Int64Array, now: float) -> bool:
-        """Take in blocks of bin counts [N, R, BINS] at `now` [Unix seconds]; whether one raised an alarm. Counts of
+        """Take in blocks of bin counts [R, BINS, N] at `now` [Unix seconds]; whether one raised an alarm. Counts of
         several workers are one block when they are added.
 
         An alarm latches: until somebody has seen it there is no second one, and the evidence goes on.
         """
-        before, growth = record["evidence"].copy(), self.streams.growth(blocks)
-        record["evidence"], began, highest = at_end(before, growth)
+        before, upto = record["evidence"].copy(), blocks.cumsum(axis=-1)
+        # Exact sums are the same in whatever order, and whole numbers add up sooner.
+        total, counts = self.streams.growth(upto), upto[..., -1]
+        record["evidence"], began, highest = at_end(before, total)
         record["onset"][began] = now
-        counts = blocks.sum(axis=0)
-        record["blocks"] += len(blocks)
+        record["blocks"] += blocks.shape[-1]
         record["counts"] += counts
         record["recent_counts"] *= math.exp(-int(counts[0].sum()) / RECENT)
         record["recent_counts"] += counts
         if record["active"] or not highest >= self.threshold:
             return False
-        path = advance(before, growth)
+        path = np.moveaxis(advance(before, total), -1, 0)  # [N, T, K]
         rung = np.flatnonzero(self.streams.total(path) >= self.threshold)
         if not len(rung):
             return False
@@ -157,9 +162,10 @@ class Detector:
             ("rated", watched.rated),
         ):
             record[f"recent_{name}"] = record[f"recent_{name}"] * keep + added
-        record["recent_errors"] *= math.exp(-watched.errors[0] / RECENT)
-        record["recent_errors"] += watched.errors
-        for name in ("predictions", "new", "spreads", "spread_sum", "seconds"):
+        if watched.errors[0]:
+            record["recent_errors"] *= math.exp(-watched.errors[0] / RECENT)
+            record["recent_errors"] += watched.errors
+        for name in ("predictions", "passed_over", "new", "spreads", "spread_sum", "seconds"):
             record[name] += getattr(watched, name)
         record["true_ratings"] += int(watched.errors[0])
 

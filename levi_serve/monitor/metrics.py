@@ -34,6 +34,11 @@ class MonitorCollector(Collector):
         yield CounterMetricFamily(
             "levi_monitor_predictions", "Predictions watched by the shift monitor.", value=int(record["predictions"])
         )
+        yield CounterMetricFamily(
+            "levi_monitor_passed_over",
+            "Predictions that the shift monitor did not watch: more a second than its budget is reckoned with.",
+            value=int(record["passed_over"]),
+        )
         buckets, below = [], 0
         for end, count in zip((*DISAGREEMENT, math.inf), record["spreads"].tolist(), strict=True):
             below += count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import islice
 
 from levi_serve.monitor.streams import ROUND
 
@@ -20,17 +21,17 @@ class Rounds:
         self._asked = 0
         """Predictions of this round."""
 
-    def heard(self, users: Sequence[Hashable]) -> list[int]:
-        """The places of those of the next predictions, for these users [B], that are evidence."""
-        places: list[int] = []
-        heard, at = self._heard, 0
-        while at < len(users):
+    def heard(self, users: Sequence[Hashable]) -> list[bool]:
+        """Which of the next predictions, for these users [B], are evidence."""
+        found: list[bool] = []
+        heard, left = self._heard, iter(users)
+        add = heard.add
+        while (before := len(found)) < len(users):
             # No more than can complete the round.
-            end = min(len(users), at + ROUND - len(heard), at + LONGEST - self._asked)
-            places += [i for i, user in enumerate(users[at:end], at) if not (user in heard or heard.add(user))]  # type: ignore[func-returns-value]
-            self._asked += end - at
+            part = islice(left, min(ROUND - len(heard), LONGEST - self._asked))
+            found += [user not in heard and not add(user) for user in part]
+            self._asked += len(found) - before
             if len(heard) == ROUND or self._asked == LONGEST:
                 heard.clear()
                 self._asked = 0
-            at = end
-        return places
+        return found

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -62,13 +63,13 @@ class Streams:
     """R, in the order of a block's rows: those of the reference, then NEW."""
     streams: tuple[Stream, ...]
     rows: Int64Array
-    """[T], the row of each stream's score."""
+    """[T], the row of each stream's score: those of one score stand together."""
     shares: DoubleArray
     """[T], of all evidence: scores have equal ones, and so have the streams of one score."""
     levels: DoubleArray
     """[T], m₀."""
     factors: DoubleArray
-    """[T, BINS, K], logarithm of the factor that one prediction in a bin brings."""
+    """[T, K, BINS], logarithm of the factor that one prediction in a bin brings."""
 
     @classmethod
     def of(cls, reference: Reference, new: bool = True) -> Streams:
@@ -91,18 +92,33 @@ class Streams:
         )
         levels = ((ROUND - 1) * levels + 1) / ROUND
         bets = BETS / levels[:, None]  # [T, K]
-        factors = np.log1p(bets[:, None, :] * (payoffs - levels[:, None])[:, :, None])
+        factors = np.log1p(bets[:, :, None] * (payoffs - levels[:, None])[:, None, :])
         return cls(scores, streams, rows, shares, levels, np.floor(factors / _GRAIN) * _GRAIN)
 
     @property
     def shape(self) -> tuple[int, int]:
         """T streams, K bets."""
-        return self.factors.shape[0], self.factors.shape[2]
+        return self.factors.shape[0], self.factors.shape[1]
 
     def growth(self, counts: AnyArray) -> DoubleArray:
-        """Logarithm [N, T, K] of the factors of N blocks of bin counts [N, R, BINS]."""
-        by_stream = counts.transpose(1, 0, 2).astype(np.float64)[self.rows]  # [T, N, BINS]
-        return np.ascontiguousarray(np.matmul(by_stream, self.factors).transpose(1, 0, 2))  # sums are made over blocks
+        """Logarithm [T, K, N] of the factors of N blocks of bin counts [R, BINS, N]."""
+        exact, grown = counts.astype(np.float64), np.empty((*self.shape, counts.shape[-1]))
+        for rows, streams, factors in self._alike:
+            np.matmul(factors, exact[rows], out=grown[streams].reshape(*factors.shape[:2], counts.shape[-1]))
+        return grown
+
+    @cached_property
+    def _alike(self) -> list[tuple[slice, slice, DoubleArray]]:
+        """Runs of scores with equally many streams: their rows, their streams, and factors [scores, S · K, BINS], for
+        one product per score.
+        """
+        many = np.bincount(self.rows, minlength=len(self.scores))
+        begins = [0, *(np.flatnonzero(np.diff(many)) + 1).tolist()]
+        runs, at = [], 0
+        for begin, end in zip(begins, [*begins[1:], len(many)], strict=True):
+            streams = slice(at, at := at + int(many[begin:end].sum()))
+            runs.append((slice(begin, end), streams, self.factors[streams].reshape(end - begin, -1, BINS)))
+        return runs
 
     def by_stream(self, evidence: DoubleArray) -> DoubleArray:
         """Logarithm [..., T] of each stream's evidence from that of its bets [..., T, K]: their mean."""
@@ -113,27 +129,26 @@ class Streams:
         return pooled(self.by_stream(evidence), self.shares)
 
 
-def advance(evidence: DoubleArray, growth: DoubleArray) -> DoubleArray:
-    """Evidence [N, T, K] after each of N blocks whose growth is given, from what it was [T, K] before.
+def advance(evidence: DoubleArray, total: DoubleArray) -> DoubleArray:
+    """Evidence [..., N] after each of N blocks: from what it was [...] before, and the `total` [..., N] that all up to
+    each have brought.
 
     M ← max(M, 1) · ΠL in logarithms; minus infinity at the start.
 
     The N steps at once: a sum since the start, less the lowest of those at which the evidence could have begun anew.
     """
-    total = growth.cumsum(axis=0)
-    begin = np.concatenate([np.maximum(evidence, 0.0)[None], -total[:-1]])
-    return np.asarray(total + np.maximum.accumulate(begin, axis=0))
+    begin = np.concatenate([np.maximum(evidence, 0.0)[..., None], -total[..., :-1]], axis=-1)
+    return np.asarray(total + np.maximum.accumulate(begin, axis=-1))
 
 
-def at_end(evidence: DoubleArray, growth: DoubleArray) -> tuple[DoubleArray, BoolArray, float]:
+def at_end(evidence: DoubleArray, total: DoubleArray) -> tuple[DoubleArray, BoolArray, float]:
     """What of `advance` is always asked for, in less time: evidence [T, K] after the last block; where it began anew on
     the way; and what neither any of it nor all of it together was ever above.
     """
-    total = growth.cumsum(axis=0)
-    begin, lowest = -np.maximum(evidence, 0.0), total[:-1].min(axis=0, initial=np.inf)
+    begin, lowest = -np.maximum(evidence, 0.0), total[..., :-1].min(axis=-1, initial=np.inf)
     anew = (evidence <= 0) | (lowest <= begin)
     lowest = np.minimum(begin, lowest)
-    return total[-1] - lowest, anew, float((total.max(axis=0) - lowest).max())
+    return total[..., -1] - lowest, anew, float((total.max(axis=-1) - lowest).max())
 
 
 def pooled(evidence: DoubleArray, shares: DoubleArray) -> DoubleArray:

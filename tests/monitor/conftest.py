@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from levi_serve.bundle.reference import Reference, measure
-from levi_serve.bundle.scores import BINS
 from levi_serve.monitor.detector import Detector
 from levi_serve.monitor.streams import threshold
 from levi_serve.monitor.watch import Monitor
@@ -49,6 +48,7 @@ class World:
         users: Callable[[int], list[int]] | None = None,
         new: float = 0.0,
         batch: int = 32,
+        soon: Callable[..., object] | None = None,
     ) -> None:
         """Let a monitor watch `count` predictions."""
         for _ in range(count // batch):
@@ -56,12 +56,7 @@ class World:
             scores = monitor.reference.scorer(heads, self.support(batch))
             who = users(batch) if users else self.rng.integers(0, 10**6, batch).tolist()
             trained = np.ones(batch, np.bool_), self.rng.random(batch) >= new
-            monitor.observe(who, scores, heads.astype(np.float64), trained)
-
-
-def below(bins: np.ndarray) -> np.ndarray:
-    """Whether scores [R, B] in these bins lie below the second and every further bin [B, R, BINS − 1]."""
-    return bins.T[:, :, None] <= np.arange(BINS - 1)
+            monitor.observe(who, scores, heads.astype(np.float64), trained, soon)
 
 
 @pytest.fixture

@@ -11,28 +11,28 @@ from levi_serve.monitor.detector import ALARMS, Detector, Watched
 from levi_serve.monitor.streams import BLOCK, threshold
 from levi_serve.monitor.watch import block_counts
 
-from .conftest import HEADS, World, below
+from .conftest import HEADS, World
 
 
 def block(detector: Detector, bin_: int, count: int = 64) -> np.ndarray:
-    """Every score in one bin."""
+    """One block: every score in one bin."""
     counts = np.zeros((len(detector.streams.scores), 20), np.int64)
     counts[:, bin_] = count
-    return counts[None]
+    return counts[..., None]
 
 
 def even(detector: Detector) -> np.ndarray:
     """Three predictions in every bin, all of known users and items."""
-    counts = np.full((1, len(detector.streams.scores), 20), 3)
-    counts[:, -2:] = 0
-    counts[:, -2:, 0] = 60
-    return counts
+    counts = np.full((len(detector.streams.scores), 20), 3)
+    counts[-2:] = 0
+    counts[-2:, 0] = 60
+    return counts[..., None]
 
 
 def usual(reference: Reference, world: World, count: int, noise: float = 0.2) -> np.ndarray:
     """Blocks of `count` predictions for known users and items."""
     scores = reference.scorer(world.heads(count, noise), world.support(count))
-    return block_counts(below(np.concatenate([bins_of(scores, reference.edges), np.zeros((2, count), np.int64)])))
+    return block_counts(np.concatenate([bins_of(scores, reference.edges), np.zeros((2, count), np.int64)]))
 
 
 def test_alarm_latches(detector: Detector) -> None:
@@ -60,7 +60,7 @@ def test_since_when(detector: Detector) -> None:
     for now in range(100):
         detector.apply(record, even(detector), float(now))
     slightly = even(detector)
-    slightly[0, 0, :4], slightly[0, 0, 16:] = 0, 6
+    slightly[0, :4], slightly[0, 16:] = 0, 6
     now = 100.0
     while not detector.apply(record, slightly, now):
         now += 1
@@ -85,7 +85,7 @@ def test_every_direction_is_seen(detector: Detector, bin_: int, kind: str) -> No
     """Scores that are all high, or all low (heads that are constant), raise an alarm within one block of the shift."""
     record = detector.start()
     detector.apply(record, even(detector), 0.0)
-    assert detector.apply(record, block(detector, bin_)[:], 1.0)
+    assert detector.apply(record, block(detector, bin_), 1.0)
 
 
 def test_workers_are_merged_exactly(detector: Detector, reference: Reference, world: World) -> None:
@@ -95,10 +95,11 @@ def test_workers_are_merged_exactly(detector: Detector, reference: Reference, wo
     alone, merged, at_once = detector.start(), detector.start(), detector.start()
     blocks = usual(reference, world, 400 * BLOCK, noise=0.21)
     parts = np.random.default_rng(0).binomial(blocks, 0.3)
-    for whole, part in zip(blocks, parts, strict=True):
-        detector.apply(alone, whole[None], 0.0)
-        detector.apply(merged, (part + (whole - part))[None], 0.0)
-    for some in np.split(blocks, [1, 8, 200, 201]):
+    for at in range(400):
+        whole, part = blocks[..., at : at + 1], parts[..., at : at + 1]
+        detector.apply(alone, whole, 0.0)
+        detector.apply(merged, part + (whole - part), 0.0)
+    for some in np.split(blocks, [1, 8, 200, 201], axis=-1):
         detector.apply(at_once, some, 0.0)
     assert alone.tobytes() == merged.tobytes()
     for name in ("evidence", "onset", "counts", "blocks", "alarms", "active"):
@@ -108,13 +109,13 @@ def test_workers_are_merged_exactly(detector: Detector, reference: Reference, wo
 
 def test_an_alarm_among_many_blocks(detector: Detector) -> None:
     """Evidence that rose and fell again between two hand-overs raises the alarm that it would have raised by itself."""
-    strange, calm = block(detector, 19)[0], even(detector)[0]
+    strange, calm = block(detector, 19), even(detector)
     one, many = detector.start(), detector.start()
-    blocks = np.stack([calm, strange, *[calm] * 500])
-    rung = [detector.apply(one, each[None], 0.0) for each in blocks]
+    blocks = [calm, strange, *[calm] * 500]
+    rung = [detector.apply(one, each, 0.0) for each in blocks]
     assert rung[:3] == [False, True, False]
     assert detector.total(one) < detector.threshold
-    assert detector.apply(many, blocks, 0.0)
+    assert detector.apply(many, np.concatenate(blocks, axis=-1), 0.0)
     for name in ("evidence", "alarms"):
         assert many[name].tobytes() == one[name].tobytes()
 
@@ -123,7 +124,7 @@ def test_run_length_in_distribution(reference: Reference, world: World) -> None:
     """With a budget of 10,000 predictions the mean run length is beyond it: in 600,000, no more than 60 alarms."""
     detector = Detector.of(reference, threshold(10_000 / 86_400, 1))
     record, alarms = detector.start(), 0
-    for some in np.split(usual(reference, world, 600_000), 7500):
+    for some in np.split(usual(reference, world, 600_000), 7500, axis=-1):
         if detector.apply(record, some, 0.0):
             alarms += 1
             detector.acknowledge(record, alarms, 0.0)

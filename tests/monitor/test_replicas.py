@@ -40,8 +40,8 @@ def test_replicas_are_added_exactly(detector: Detector, world: World) -> None:
     assert missing == {}
     assert block.tolist() == (one.read()["counts"] - before + two.read()["counts"]).tolist()
     alone, merged = detector.start(), detector.start()
-    detector.apply(alone, (one.read()["counts"] - before + two.read()["counts"])[None], 0.0)
-    detector.apply(merged, block[None], 0.0)
+    detector.apply(alone, (one.read()["counts"] - before + two.read()["counts"])[..., None], 0.0)
+    detector.apply(merged, block[..., None], 0.0)
     assert alone.tobytes() == merged.tobytes()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from levi_serve.bundle.reference import Reference
@@ -24,6 +24,7 @@ from levi_serve.monitor.streams import (
     threshold,
     two_valued,
 )
+from levi_serve.monitor.watch import block_counts
 
 from .conftest import World
 
@@ -45,7 +46,7 @@ def test_growth_by_hand(reference: Reference) -> None:
     m = streams.levels[0]
     bets = BETS / m
     expected = 2 * np.log(1 + bets * (0.975 - m)) + np.log(1 + bets * (0.025 - m))
-    grown = streams.growth(counts[None])[0]
+    grown = streams.growth(counts[..., None])[..., 0]
     np.testing.assert_allclose(grown[0], expected, atol=1e-8)
     m = streams.levels[1]  # the upper tail pays 1 in the last bin and 0 elsewhere
     expected = 2 * np.log(1 + BETS / m * (1 - m)) + np.log(1 - BETS)
@@ -55,8 +56,37 @@ def test_growth_by_hand(reference: Reference) -> None:
 def test_blocks_add_up(reference: Reference) -> None:
     """Many blocks grow by the very bits of their sum: workers are merged by adding counts."""
     streams = Streams.of(reference)
-    blocks = np.random.default_rng(0).integers(0, 9, (50, 8, 20))
-    assert (streams.growth(blocks).sum(0) == streams.growth(blocks.sum(0, keepdims=True))[0]).all()
+    blocks = np.random.default_rng(0).integers(0, 9, (8, 20, 50))
+    assert (streams.growth(blocks).sum(-1) == streams.growth(blocks.sum(-1, keepdims=True))[..., 0]).all()
+
+
+@pytest.mark.parametrize("new", [True, False])
+@settings(max_examples=20)
+@given(data=st.data())
+def test_growth_is_the_sum_of_factors(reference: Reference, new: bool, data: st.DataObject) -> None:
+    """To the last bit what adding each stream's factor of each prediction's bin, one after the other, gives."""
+    streams = Streams.of(reference, new)
+    rows, blocks = len(streams.scores), data.draw(st.integers(1, 3))
+    bins = data.draw(st.lists(st.integers(0, BINS - 1), min_size=rows * blocks * BLOCK, max_size=rows * blocks * BLOCK))
+    placed = np.array(bins, np.uint8).reshape(rows, -1)
+    expected = np.zeros((*streams.shape, blocks))
+    for stream, row in enumerate(streams.rows):
+        for place, bin_ in enumerate(placed[row]):
+            expected[stream, :, place // BLOCK] += streams.factors[stream, :, bin_]
+    np.testing.assert_array_equal(streams.growth(block_counts(placed)), expected)
+
+
+def test_growth_of_some_streams(reference: Reference) -> None:
+    """Scores may have any number of streams, or none."""
+    whole = Streams.of(reference)
+    kept = np.array([stream.kind != "mean" or stream.score == "level" for stream in whole.streams])
+    some = Streams(
+        whole.scores,
+        tuple(stream for stream, keep in zip(whole.streams, kept, strict=True) if keep),
+        *(values[kept] for values in (whole.rows, whole.shares, whole.levels, whole.factors)),
+    )
+    blocks = np.random.default_rng(0).integers(0, 9, (8, 20, 5))
+    np.testing.assert_array_equal(some.growth(blocks), whole.growth(blocks)[kept])
 
 
 def test_no_factor_exceeds_one_on_average_in_distribution(reference: Reference) -> None:
@@ -64,17 +94,17 @@ def test_no_factor_exceeds_one_on_average_in_distribution(reference: Reference) 
     streams = Streams.of(reference)
     for weights, new in zip(reference.weights, reference.new, strict=True):
         rows = np.concatenate([weights, two_valued(new)])[streams.rows]  # [T, BINS]
-        mean = np.einsum("tb,tbk->tk", rows, np.exp(streams.factors))
-        worst = np.exp(streams.factors).max(axis=1)
+        mean = np.einsum("tb,tkb->tk", rows, np.exp(streams.factors))
+        worst = np.exp(streams.factors).max(axis=-1)
         assert ((ROUND - 1) / ROUND * mean + worst / ROUND <= 1 + 1e-9).all()
 
 
 def test_advance_by_hand() -> None:
     """M ← max(M, 1) · L from nothing: 2, 8, 1/2, then from 1 again 1/4, 4."""
-    growth = np.log2([2.0, 4.0, 1 / 16, 1 / 4, 4.0])[:, None, None]
-    path = advance(np.array([[-np.inf]]), growth)
-    assert path.ravel().tolist() == [1, 3, -1, -2, 2]
-    assert advance(path[0], growth[1:]).ravel().tolist() == [3, -1, -2, 2]
+    growth = np.log2([2.0, 4.0, 1 / 16, 1 / 4, 4.0])
+    path = advance(np.array(-np.inf), growth.cumsum())
+    assert path.tolist() == [1, 3, -1, -2, 2]
+    assert advance(path[0], growth[1:].cumsum()).tolist() == [3, -1, -2, 2]
 
 
 @given(st.data())
@@ -82,10 +112,10 @@ def test_however_blocks_are_handed_over(data: st.DataObject) -> None:
     """Whole numbers of grains end with the same bits, one step at a time or several."""
     steps = data.draw(st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=30))
     ends = sorted(data.draw(st.sets(st.integers(1, len(steps)))) | {len(steps)})
-    growth = np.array(steps)[:, None, None] * 2.0**-30
-    evidence, start = np.array([[-np.inf]]), 0
+    growth = np.array(steps) * 2.0**-30
+    evidence, start = np.array(-np.inf), 0
     for end in ends:
-        evidence, start = advance(evidence, growth[start:end])[-1], end
+        evidence, start = advance(evidence, growth[start:end].cumsum())[-1], end
     alone = -math.inf
     for step in steps:
         alone = max(alone, 0.0) + step * 2.0**-30
@@ -97,12 +127,12 @@ def test_at_end(data: st.DataObject) -> None:
     """The same bits as at the end of the whole path, and what happened on the way."""
     grains = st.integers(-(2**40), 2**40)
     steps = np.array(data.draw(st.lists(st.tuples(grains, grains), min_size=1, max_size=20)))
-    growth = steps[:, None, :] * 2.0**-30
+    total = steps.T[None].cumsum(axis=-1) * 2.0**-30  # [1, 2, N]
     before = np.array([[-math.inf, data.draw(grains) * 2.0**-30]])
-    path = advance(before, growth)
-    evidence, anew, highest = at_end(before, growth)
-    np.testing.assert_array_equal(evidence, path[-1])
-    np.testing.assert_array_equal(anew, (before <= 0) | (path[:-1] <= 0).any(axis=0))
+    path = advance(before, total)
+    evidence, anew, highest = at_end(before, total)
+    np.testing.assert_array_equal(evidence, path[..., -1])
+    np.testing.assert_array_equal(anew, (before <= 0) | (path[..., :-1] <= 0).any(axis=-1))
     assert highest >= path.max()
 
 

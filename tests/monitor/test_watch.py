@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from levi_serve.bundle.reference import Reference
@@ -20,6 +22,7 @@ from levi_serve.monitor.watch import (
     _KEPT,
     BATCHES,
     CHUNK,
+    MANY,
     Monitor,
     block_counts,
     estimated_rmse,
@@ -27,7 +30,7 @@ from levi_serve.monitor.watch import (
     true_rmse,
 )
 
-from .conftest import World, below
+from .conftest import HEADS, World
 
 
 def test_quiet_in_distribution(monitor: Monitor, world: World) -> None:
@@ -55,6 +58,15 @@ def test_a_restart_on_shifted_traffic(reference: Reference, detector: Detector, 
     assert monitor.read()["active"]
 
 
+def test_no_more_than_the_rate_is_watched(reference: Reference, detector: Detector, world: World) -> None:
+    """Of 64,000 predictions in less than an hour at one an hour, one batch is watched; the others are counted."""
+    monitor = Monitor(reference, detector, None, rate=1 / 3600)
+    world.show(monitor, 64_000, noise=0.3)
+    record = monitor.read()
+    assert (record["predictions"], record["passed_over"]) == (32, 63_968)
+    assert not record["active"]
+
+
 def test_one_user_is_one_voice(monitor: Monitor, world: World) -> None:
     """A user who sends 90 % of the requests, all strange, raises no alarm; the same strangeness of all users does."""
     strange = itertools.cycle([True] * 9 + [False])
@@ -80,12 +92,57 @@ def test_few_users_move_nothing(monitor: Monitor, world: World) -> None:
     assert record["counts"][0].sum() == BLOCK
 
 
+VALUES = st.sampled_from([np.nan, np.inf, -np.inf, 0.0, *np.linspace(-1, 6, 40).tolist()])
+
+
+@settings(max_examples=30)
+@given(data=st.data(), new=st.booleans())
+def test_blocks_are_those_of_one_prediction_after_the_other(
+    reference: Reference, data: st.DataObject, new: bool
+) -> None:
+    """Whatever the scores, numbers or not, and however they come in batches, the blocks are those of a plain loop."""
+    count = data.draw(st.integers(1, 5 * BLOCK))
+    users = data.draw(st.lists(st.integers(0, 20), min_size=count, max_size=count))
+    scores = np.array(data.draw(st.lists(st.tuples(*[VALUES] * 6), min_size=count, max_size=count)), np.float32)
+    scores[:, 0] = np.abs(scores[:, 0])
+    rows = data.draw(st.lists(st.integers(0, count - 1), max_size=20))
+    scores[rows] = reference.edges[:, rows[0] % (BINS - 1)] if rows else 0  # where bins begin
+    known = np.array(data.draw(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=count, max_size=count)))
+    ends = sorted(data.draw(st.sets(st.integers(1, count))) | {count})
+    monitor = Monitor(reference, Detector.of(reference, np.inf, new), None, lambda: 0.0)
+    monitor._next, start = np.inf, 0
+    for end in ends:
+        trained = tuple(side[start:end].copy() for side in known.T)
+        monitor.observe(users[start:end], scores[start:end], np.ones((end - start, HEADS)), trained)  # type: ignore[arg-type]
+        if data.draw(st.booleans()):
+            monitor._take_in()
+        start = end
+    monitor._take_in()
+    heard, bins = set[int](), list[list[int]]()
+    for user, score, trained in zip(users, scores, known, strict=True):
+        if user not in heard:
+            heard.add(user)
+            numbers = score if np.isfinite(score[0]) else score * np.nan
+            of = [
+                BINS - 1 if np.isnan(x) else int((edges <= x).sum())
+                for x, edges in zip(numbers, reference.edges, strict=True)
+            ]
+            bins.append(of + [0 if one else BINS - 1 for one in trained] * new)
+    full = [bins[at : at + BLOCK] for at in range(0, len(bins) // BLOCK * BLOCK, BLOCK)]
+    expected = [
+        [[[one[row] for one in block].count(b) for b in range(BINS)] for row in range(6 + 2 * new)] for block in full
+    ]
+    found = np.concatenate([np.empty((6 + 2 * new, BINS, 0), np.int64), *monitor._blocks], axis=-1)
+    assert np.moveaxis(found, -1, 0).tolist() == expected
+    assert monitor._watched.new.tolist() == (~known).sum(axis=0).tolist()
+
+
 @given(st.lists(st.integers(0, ROUND + 40), max_size=6 * ROUND), st.integers(1, 300))
 def test_rounds(users: list[int], batch: int) -> None:
     """However predictions are batched, each user is heard where a plain loop hears them."""
     rounds, found, expected, seen = Rounds(), [], [], set[int]()
     for start in range(0, len(users), batch):
-        found += [start + place for place in rounds.heard(users[start : start + batch])]
+        found += [start + place for place, heard in enumerate(rounds.heard(users[start : start + batch])) if heard]
     for place, user in enumerate(users):
         if user not in seen:
             seen.add(user)
@@ -98,10 +155,10 @@ def test_rounds(users: list[int], batch: int) -> None:
 def test_counts_of_blocks_by_hand() -> None:
     """Two scores of two blocks."""
     bins = np.array([[3] * BLOCK + [0] * BLOCK, [5, 6] * BLOCK])
-    counts = block_counts(below(bins))
-    assert counts.shape == (2, 2, 20)
-    assert (counts[0, 0, 3], counts[1, 0, 0], counts.sum()) == (BLOCK, BLOCK, 4 * BLOCK)
-    assert counts[:, 1, 5:7].tolist() == [[BLOCK // 2] * 2] * 2
+    counts = block_counts(bins)
+    assert counts.shape == (2, 20, 2)
+    assert (counts[0, 3, 0], counts[0, 0, 1], counts.sum()) == (BLOCK, BLOCK, 4 * BLOCK)
+    assert counts[1, 5:7].tolist() == [[BLOCK // 2] * 2] * 2
 
 
 def test_bins_are_those_of_the_calibration(monitor: Monitor, reference: Reference, world: World) -> None:
@@ -197,30 +254,98 @@ def test_the_state_is_changed_seldom(reference: Reference, detector: Detector, w
     monitor = Monitor(reference, detector, None, lambda: 0.0)
     world.show(monitor, 32)
     assert monitor._state.read()["predictions"] == 32
-    monitor._told += 1e9
-    world.show(monitor, 2 * CHUNK)
+    monitor._next = np.inf
+    world.show(monitor, CHUNK)
     assert monitor._state.read()["predictions"] == 32
     assert monitor._waiting == 0
     for told in (0, 2 * BLOCK):
-        monitor._told -= 2e9
+        monitor._next = -np.inf
         world.show(monitor, BLOCK, batch=BLOCK)
-        assert monitor._state.read()["predictions"] == 32 + 2 * CHUNK + told
+        assert monitor._state.read()["predictions"] == 32 + CHUNK + told
 
 
-def test_nobody_waits_for_much_to_be_counted(reference: Reference, detector: Detector, world: World) -> None:
-    """A single call counts so many predictions or batches at most, and never changes the state in the same turn."""
+class Turns(list[tuple[Callable[..., object], object]]):
+    """An event loop in which we say when a turn comes."""
+
+    def soon(self, *call: Any) -> None:
+        self.append(call)
+
+    def next(self) -> None:
+        (work, soon) = self.pop()
+        work(soon)
+        assert len(self) < 2
+
+
+def test_many_blocks_do_not_wait_for_a_pause(reference: Reference, detector: Detector, world: World) -> None:
+    """They are told as soon as they are counted, and more than that in several turns."""
+    monitor, turns, everybody = Monitor(reference, detector, None, lambda: 0.0), Turns(), itertools.count()
+
+    def show(count: int, soon: Callable[..., object] | None = None) -> None:
+        world.show(monitor, count, users=lambda n: list(itertools.islice(everybody, n)), soon=soon)
+
+    monitor._next = np.inf
+    show(2 * CHUNK)
+    assert monitor._state.read()["blocks"] == 2 * CHUNK // BLOCK >= MANY
+    with monitor._state.change():
+        show(6 * CHUNK)
+    monitor._next = -np.inf
+    show(32, turns.soon)
+    told = [monitor._state.read()["blocks"]]
+    while turns:
+        turns.next()
+        told.append(monitor._state.read()["blocks"])
+    assert np.diff(told).tolist() == [2 * MANY, 2 * MANY]
+    assert told[-1] == 8 * CHUNK // BLOCK
+
+
+def test_one_thing_in_a_turn(
+    reference: Reference, detector: Detector, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn counts so many predictions or batches at most, or changes the state; the call itself does nothing."""
+    monitor, turns = Monitor(reference, detector, None, lambda: 0.0), Turns()
+    with monkeypatch.context() as patches:
+        patches.setattr("levi_serve.monitor.watch.MANY", np.inf)
+        monitor._next = np.inf
+        for size in (1, 7, 32):
+            for _ in range(3 * CHUNK // size):
+                world.show(monitor, size, batch=size, soon=turns.soon)
+                assert monitor._waiting < CHUNK + size
+                assert len(monitor._held) <= BATCHES
+                if turns:
+                    turns.next()
+                    assert (monitor._waiting, len(turns)) == (0, 0)
+    monitor.settle()
+    before = monitor._state.read()["predictions"]
+    monitor._next = -np.inf
+    world.show(monitor, 32, soon=turns.soon)
+    assert monitor._waiting == 32
+    turns.next()
+    assert (monitor._waiting, monitor._state.read()["predictions"]) == (0, before)
+    turns.next()
+    assert monitor._state.read()["predictions"] == before + 32
+    assert not turns
+
+
+def test_a_turn_after_the_end(
+    reference: Reference, detector: Detector, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is still to come when the monitor is closed does nothing, even if not all could be told."""
+    monkeypatch.setattr("levi_serve.monitor.watch.PAUSE_S", 0.0)
+    one, other = (Monitor(reference, detector, tmp_path / "state") for _ in range(2))
+    turns = Turns()
+    world.show(one, 32, soon=turns.soon)
+    with other._state.change():
+        one.close()
+    turns.next()
+    assert not turns
+
+
+def test_a_hot_user_is_counted_together(reference: Reference, detector: Detector, world: World) -> None:
+    """Predictions that fill no block are told like others, and no sooner."""
     monitor = Monitor(reference, detector, None, lambda: 0.0)
-    monitor._told = np.inf
-    for size in (1, 7, 32):
-        for _ in range(3 * CHUNK // size):
-            world.show(monitor, size, batch=size)
-            assert monitor._waiting < CHUNK
-            assert len(monitor._held) < BATCHES
-    held = monitor._waiting
-    monitor._told = -np.inf
-    world.show(monitor, 1, batch=1)
-    assert monitor._waiting == held + 1
-    assert not monitor._blocks
+    world.show(monitor, 8 * BLOCK, users=lambda n: [7] * n, batch=BLOCK)
+    assert monitor._state.read()["predictions"] == BLOCK
+    assert monitor._waiting == 7 * BLOCK
 
 
 def test_errors(monitor: Monitor, world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from levi_serve.monitor.streams import BLOCK
+from levi_serve.predictor import Pair
 
 from .conftest import Process, settings, until
 from .running import RunningApp
@@ -106,6 +109,37 @@ def test_alarm_from_rise_to_acknowledgement(app: RunningApp) -> None:
     assert app.request("POST", "/monitor/alarms/1/acknowledge").json() == seen.json()
     app.post(PAIRS)
     assert [alarm["acknowledged"] is None for alarm in report(app)["alarms"]] == [False, True]
+
+
+def test_no_answer_waits_for_the_monitor(tmp_path: Path) -> None:
+    """What it has to do is done after the replies that made it due, and each thing in a turn of its own."""
+    Toy("entity", users=MANY).write(tmp_path)
+    with RunningApp(settings(tmp_path)) as app:
+        service = app.live.service
+        assert service is not None
+        monitor, seen = service.monitor, list[str]()
+        count, tell = monitor._take_in, monitor._hand_over  # type: ignore[union-attr]
+
+        async def ask() -> None:
+            loop, told = asyncio.get_running_loop(), asyncio.Event()
+
+            def take_in() -> None:
+                seen.append("counted")
+                loop.call_soon(seen.append, "another turn")
+                count()
+
+            def hand_over() -> bool:
+                seen.append("told")
+                told.set()
+                return tell()
+
+            monitor._take_in, monitor._hand_over = take_in, hand_over  # type: ignore[union-attr,method-assign]
+            pairs = [Pair(pair["user"], pair["movie"]) for pair in PAIRS[:BLOCK]]
+            service.engine.put(pairs, math.inf, lambda answers: seen.append("answered"))  # type: ignore[union-attr]
+            await asyncio.wait_for(told.wait(), 5)
+
+        app.run(ask())
+        assert seen == ["answered", "counted", "another turn", "told"]
 
 
 @pytest.mark.parametrize("alarm", ["0", "2", "-1", "one", "9" * 30, "١"])

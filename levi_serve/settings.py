@@ -89,8 +89,8 @@ class Budget(Command):
         1000.0,
         le=1e9,
         allow_inf_nan=False,
-        description="Predictions a second that `monitor_days` is reckoned with. Of more, the server watches so many: what "
-        "a second asks for beyond that is neither evidence nor shown.",
+        description="Predictions a second that `monitor_days` is reckoned with. Of more, the server watches so many: "
+        "what a second asks for beyond that is neither evidence nor shown.",
     )
 
 

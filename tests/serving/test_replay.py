@@ -112,6 +112,12 @@ def test_monitor_overwrites_nothing_else(
     crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that was named for the state by mistake is refused, with one line and code 2, and stays as it is."""
+    from levi_serve import replicas
+
+    def read(*_: object) -> None:
+        raise KeyboardInterrupt  # it would go on for ever
+
+    monkeypatch.setattr(replicas, "read_metrics", read)
     letter = tmp_path / "letter.txt"
     letter.write_text("Dear all,\n")
     arguments = ["monitor", "http://127.0.0.1:1", "--model-repo", str(crowd), "--state", str(letter)]

@@ -45,7 +45,7 @@ def require_state(path: Path) -> None:
     """
     with suppress(OSError), path.open("rb") as file:  # one that cannot be opened is `State`'s to tell
         begin = file.read(len(_MAGIC))
-        if begin and begin != _MAGIC:
+        if begin.strip(b"\0") and begin != _MAGIC:  # zeros: somebody was killed between making and beginning it
             raise UsageError(f"--state {path}: is no monitor's state; name another file, or remove it")
 
 

@@ -153,7 +153,7 @@ class Replay(ReplaySettings):
         service = await bring_up(Serve(_cli_parse_args=False, monitor=False, **model), Metrics(), _number(self))
         try:
             requests = read_requests(self.file, service.version.manifest.schema_)
-            detector = Detector.of(service.version.reference, threshold(self.days, self.rate))
+            detector = Detector.of(service.version.reference, threshold(self.monitor_days, self.monitor_rate))
             return await replay(service.version, service.engine, detector, requests)
         finally:
             await service.close()
@@ -167,15 +167,17 @@ class Monitor(ReplicasSettings):
         import time
 
         from levi_serve.monitor.detector import Detector
-        from levi_serve.monitor.state import State
+        from levi_serve.monitor.state import State, owner_of, require_state
         from levi_serve.monitor.streams import threshold
         from levi_serve.replicas import Replicas, read_metrics
         from levi_serve.versions import read_version_reference
 
         number = _number(self)
         reference = read_version_reference(self.model_repo, self.model, number)
-        detector = Detector.of(reference, threshold(self.days, self.rate))
-        state = State(detector, reference.model[:48].encode(), self.state)
+        detector = Detector.of(reference, threshold(self.monitor_days, self.monitor_rate))
+        if self.state is not None:
+            require_state(self.state)
+        state = State(detector, owner_of(reference, detector), self.state)
         replicas = Replicas(detector.streams, self.model, number)
         token = self.token.get_secret_value() if self.token else None
         left_out: dict[str, str] = {}

@@ -35,6 +35,7 @@ class Entities:
         """How many changes this process has heard of."""
         self._one_at_a_time = asyncio.Lock()
         self._trouble: str | None = None
+        metrics.entities(*self._counts())  # a list that can never be read gets old from now on
 
     def after(self, heard: int) -> list[tuple[int, Change]]:
         """The changes that were heard of after so many, each with its number, in order."""

@@ -35,7 +35,7 @@ _LOOK_S = 15.0
 """Between two looks at the backlog while nothing is written: retraining may have taken it away."""
 _FILE_BYTES = 16 << 20
 _FILE_S = 3600.0
-"""A file that is larger or older than these gets a successor."""
+"""Nothing more is written to a file that is larger or older than these."""
 _LOCK = ".lock"
 _BUFFER = 1 << 20
 
@@ -179,7 +179,9 @@ class FolderLog:
         return Backlog(total, oldest)
 
     def backlog(self) -> Backlog:
-        """Of all files."""
+        """Of all files. An old one of this process is let go of: though no event comes, retraining is to have it."""
+        if time.monotonic() - self._begun > _FILE_S:
+            self.close()
         try:
             files = [(file.name, file.stat().st_size) for file in self._folder.glob(f"*{SUFFIX}")]
         except OSError as error:
@@ -213,9 +215,8 @@ class FolderLog:
         """The file of this process; another one if it is large or old, or was taken away or written anew."""
         if self._file is not None:
             path, file = self._file
-            fresh = self._size <= _FILE_BYTES and time.monotonic() - self._begun <= _FILE_S
             with suppress(FileNotFoundError):
-                if fresh and os.fstat(file).st_ino == path.stat().st_ino:
+                if self._size <= _FILE_BYTES and os.fstat(file).st_ino == path.stat().st_ino:
                     return file
             self.close()
         path = self._folder / f"{time.time_ns():020}-{os.getpid()}{SUFFIX}"

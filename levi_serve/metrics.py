@@ -20,7 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from levi_serve.bundle import AnyArray
-from levi_serve.metrics_fleet import FleetMetrics
+from levi_serve.metrics_fleet import FleetMetrics, Serving
 from levi_serve.store import Counts
 
 Observe = Callable[[float], None]
@@ -60,6 +60,8 @@ class Metrics:
             _Processes(shared, self._registry)
             registry = None  # what is read is what lies in the files, one's own included
         self.fleet = FleetMetrics(registry)
+        self._serving = Serving(shared, worker)
+        self._registry.register(self._serving)
         self._requests = Histogram(
             "levi_http_request_duration_seconds",
             "Time from a request's head to the end of its answer.",
@@ -150,13 +152,6 @@ class Metrics:
         self._ready = Gauge(
             "levi_ready", "Workers with a model in service.", registry=registry, multiprocess_mode="livesum"
         )
-        self._model = Gauge(
-            "levi_model_info",
-            "The model in service.",
-            ["model", "version", "views"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
         self._left_out = Counter(
             "levi_items_left_out",
             "Items that were not recommended, since the model gave no finite number for them.",
@@ -174,7 +169,6 @@ class Metrics:
         self._observers: dict[tuple[str, str, str], Observe] = {}
         self._problems: dict[str, Callable[[], None]] = {}
         self._depths: dict[str, list[Callable[[], int]]] = {}
-        self._serving: Gauge | None = None
         self._redis: list[tuple[Callable[[], None], Callable[[], bool]]] = []
         """Of each version's Redis: what counts its failures, and whether it is asked."""
         self._monitor: Collector | None = None
@@ -296,10 +290,7 @@ class Metrics:
 
     def serving(self, model: str, version: int, views: str) -> None:
         """A model has come into service."""
-        if self._serving is not None:
-            self._serving.set(0)
-        self._serving = self._model.labels(model, str(version), views)
-        self._serving.set(1)
+        self._serving.change(model, str(version), views)
 
     def show_monitor(self, monitor: Collector) -> None:
         """Read the monitor's metrics with all others; only that of the version in service."""
@@ -334,7 +325,8 @@ class Metrics:
 def forget_worker(shared: Path, worker: int) -> None:
     """A worker has ended: what it was doing goes, what it has counted stays."""
     mark_process_dead(worker, str(shared))
-    (shared / f"{worker}.pid").unlink(missing_ok=True)
+    for kept in ("pid", "serving"):
+        (shared / f"{worker}.{kept}").unlink(missing_ok=True)
 
 
 class _Processes(Collector):

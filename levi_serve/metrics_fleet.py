@@ -4,7 +4,15 @@ server or one version.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 _DIFFERENCES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _LOADS = ("usable", "unusable")
@@ -62,7 +70,7 @@ class FleetMetrics:
         )
         self._seen = Gauge(
             "levi_entities_seen_timestamp_seconds",
-            "When the worker that is furthest behind has last read the list of entities.",
+            "When the worker that is furthest behind has last read the list of entities, or was started.",
             registry=registry,
             multiprocess_mode="livemin",
         )
@@ -133,3 +141,36 @@ class FleetMetrics:
         self._entities.labels("put").set(put)
         self._entities.labels("erased").set(erased)
         self._seen.set_to_current_time()
+
+
+class Serving(Collector):
+    """The model that this process has in service, or that each worker has: one file `N.serving` each. In the library's
+    files a version would stay for ever.
+    """
+
+    def __init__(self, shared: Path | None, worker: int) -> None:
+        """Nothing is in service yet. Workers have a folder that they have `shared`."""
+        self._shared = shared
+        self._worker = worker
+        self._own: tuple[str, str, str] | None = None
+
+    def change(self, model: str, version: str, views: str) -> None:
+        """Another one has come into service."""
+        self._own = (model, version, views)
+        if self._shared is not None:
+            file = self._shared / f"{self._worker}.serving"
+            fresh = file.with_suffix(".new")  # nobody is to read half of it
+            fresh.write_text(json.dumps(self._own))
+            fresh.replace(file)
+
+    def collect(self) -> Iterable[Metric]:
+        """What any worker has in service."""
+        found = {self._own} if self._own else set()
+        if self._shared is not None:
+            for file in self._shared.glob("*.serving"):
+                with suppress(FileNotFoundError):  # it has just ended
+                    found.add(tuple(json.loads(file.read_text())))
+        info = GaugeMetricFamily("levi_model_info", "The model in service.", labels=["model", "version", "views"])
+        for labels in sorted(found):
+            info.add_metric(labels, 1)
+        yield info

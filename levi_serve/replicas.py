@@ -28,9 +28,11 @@ class Replicas:
     """What each replica had counted when it was last read."""
 
     def __init__(self, streams: Streams, model: str, version: int) -> None:
-        """Replicas that serve another model or version are left out: their bins mean something else."""
+        """Replicas that serve another model or version, or that change over, are left out: their bins mean something
+        else.
+        """
         self._rows = {score: row for row, score in enumerate(streams.scores)}
-        self._model, self._version = model, str(version)
+        self._served = f"{model}/{version}"
         self._last: dict[str, Int64Array] = {}
 
     def added(self, texts: Mapping[str, str | ReplicaError]) -> tuple[Int64Array, dict[str, str]]:
@@ -55,7 +57,7 @@ class Replicas:
         if isinstance(text, ReplicaError):
             raise text
         counts = np.zeros((len(self._rows), BINS), np.int64)
-        serving, found = None, 0
+        serving, found = set(), 0
         try:
             for family in text_string_to_metric_families(text):
                 for sample in family.samples:
@@ -63,12 +65,13 @@ class Replicas:
                         counts[self._rows[sample.labels["score"]], int(sample.labels["bin"])] = int(sample.value)
                         found += 1
                     elif sample.name == _MODEL and sample.value:
-                        serving = sample.labels["model"], sample.labels["version"]
+                        serving.add(f"{sample.labels['model']}/{sample.labels['version']}")
         except (KeyError, IndexError, ValueError) as error:
             raise ReplicaError(f"its metrics are not as expected: {error}") from None
-        if serving != (self._model, self._version):
-            told = "no model" if serving is None else "/".join(serving)
-            raise ReplicaError(f"it serves {told}, not {self._model}/{self._version}")
+        # Of several workers the one that answers tells its own bins, and what all serve: while they change over nobody
+        # knows whose bins these are.
+        if serving != {self._served}:
+            raise ReplicaError(f"it serves {' and '.join(sorted(serving)) or 'no model'}, not {self._served}")
         if found != counts.size:
             raise ReplicaError("it has no monitor")
         return counts

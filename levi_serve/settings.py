@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 from pydantic import (
     AfterValidator,
@@ -17,8 +18,9 @@ from pydantic import (
     SecretStr,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from pydantic_settings import CliPositionalArg, NoDecode
+from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode
 
 from levi_serve.bundle.commands import Command
 from levi_serve.bundle.redis_url import check_redis_url, is_redis
@@ -38,6 +40,8 @@ def _place(place: str) -> str:
     return check_redis_url(place) if is_redis(place) else place
 
 
+_POSITIONAL = get_args(CliPositionalArg[Path])[-1]
+"""What marks a field that has a place on the command line and no flag."""
 _TOKENS = ("token", "admin_token")
 VersionPolicy: TypeAlias = Annotated[str, BeforeValidator(_policy)]
 RedisUrl: TypeAlias = Annotated[str, AfterValidator(check_redis_url)]
@@ -54,7 +58,7 @@ class BundleSettings(Command):
     model: str = Field(
         "levi", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the model, a folder of the repository."
     )
-    version: Literal["latest"] | PositiveInt = Field("latest", description="Version to serve: `latest` or a number.")
+    version: Literal["latest"] | PositiveInt = Field("latest", description="Version: `latest` or a number.")
 
 
 class ModelSettings(BundleSettings):
@@ -72,7 +76,25 @@ class ModelSettings(BundleSettings):
     )
 
 
-class ServeSettings(ModelSettings):
+class Budget(Command):
+    """How often the shift monitor may be wrong."""
+
+    monitor_days: PositiveFloat = Field(
+        30.0,
+        le=36_500,
+        allow_inf_nan=False,
+        description="Days between two false shift alarms, on average and at least.",
+    )
+    monitor_rate: PositiveFloat = Field(
+        1000.0,
+        le=1e9,
+        allow_inf_nan=False,
+        description="Predictions a second that `monitor_days` is reckoned with. Of more, the server watches so many: "
+        "what a second asks for beyond that is neither evidence nor shown.",
+    )
+
+
+class ServeSettings(Budget, ModelSettings):
     """The server."""
 
     version: VersionPolicy = Field(  # type: ignore[assignment] # the other commands want one version, this one takes more
@@ -199,19 +221,6 @@ class ServeSettings(ModelSettings):
     token_file: Path | None = Field(None, description="File that holds the token.")
     monitor: bool = Field(
         True, description="Watch whether traffic is still like the data that the model was fitted on."
-    )
-    monitor_days: PositiveFloat = Field(
-        30.0,
-        le=36_500,
-        allow_inf_nan=False,
-        description="Days between two false shift alarms, on average and at least.",
-    )
-    monitor_rate: PositiveFloat = Field(
-        1000.0,
-        le=1e9,
-        allow_inf_nan=False,
-        description="Predictions a second that `monitor_days` is reckoned with. Of more, so many are watched: what a "
-        "second asks for beyond that is neither evidence nor shown.",
     )
     monitor_state: Path | None = Field(
         None,
@@ -345,14 +354,7 @@ class ScoreSettings(BundleSettings):
         return self
 
 
-class Budget(BundleSettings):
-    """A false-alarm budget for a version."""
-
-    days: PositiveFloat = Field(30.0, allow_inf_nan=False, description="Days between two false alarms, on average.")
-    rate: PositiveFloat = Field(1000.0, allow_inf_nan=False, description="Predictions a second it is reckoned with.")
-
-
-class ReplaySettings(Budget):
+class ReplaySettings(Budget, BundleSettings):
     """Which requests, and where the picture goes."""
 
     file: CliPositionalArg[Path] = Field(
@@ -362,7 +364,7 @@ class ReplaySettings(Budget):
     plot: Path | None = Field(None, description="Draw the evidence into this SVG file.")
 
 
-class ReplicasSettings(Budget):
+class ReplicasSettings(Budget, BundleSettings):
     """Which servers."""
 
     url: CliPositionalArg[list[Annotated[str, Field(pattern=r"^https?://")]]] = Field(
@@ -371,6 +373,16 @@ class ReplicasSettings(Budget):
     every_s: PositiveFloat = Field(1.0, allow_inf_nan=False, description="Seconds between two readings.")
     state: Path | None = Field(None, description="File that keeps evidence and alarms over a restart.")
     token: SecretStr | None = Field(None, description="Bearer token of the servers.")
+
+
+COMMANDS: dict[str, type[BaseSettings]] = {
+    "validate": ModelSettings,
+    "publish": PublishSettings,
+    "score": ScoreSettings,
+    "replay": ReplaySettings,
+    "monitor": ReplicasSettings,
+}
+"""Settings of the commands beside `serve`."""
 
 
 def open_secrets(settings: ServeSettings) -> dict[str, Any]:
@@ -407,14 +419,27 @@ def reference() -> str:
         "Each setting is a flag, an environment variable and a line `LEVI_…=value` in the file given by `--env-file`;",
         "the flag wins over the environment, the environment over the file, the file over the default.",
         "",
-        "| flag | variable | default | meaning |",
-        "|---|---|---|---|",
+        *_table(ServeSettings.model_fields),
     ]
-    for name, field in ServeSettings.model_fields.items():
-        default = "" if field.default in (None, PydanticUndefined) else f"`{field.default}`"
-        flag = _flag(name)
-        lines.append(f"| `{flag}` | `LEVI_{name.upper()}` | {default} | {field.description} |")
+    for name, settings in COMMANDS.items():
+        own, alike = dict[str, FieldInfo](), []
+        for field, told in settings.model_fields.items():
+            known = ServeSettings.model_fields.get(field)
+            if known is not None and told.description == known.description:
+                alike.append(f"`{_flag(field)}`")
+            else:
+                own[field] = told
+        lines += ["", f"## `levi-serve {name}`", "", f"As above: {', '.join(alike)}. Of its own:", "", *_table(own)]
     return "\n".join(lines) + "\n"
+
+
+def _table(fields: Mapping[str, FieldInfo]) -> list[str]:
+    lines = ["| flag | variable | default | meaning |", "|---|---|---|---|"]
+    for name, field in fields.items():
+        default = "" if field.default in (None, PydanticUndefined, ()) else f"`{field.default}`"
+        given = f"`{name.upper()}` |" if _POSITIONAL in field.metadata else f"`{_flag(name)}` | `LEVI_{name.upper()}`"
+        lines.append(f"| {given} | {default} | {field.description} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def record_type(streams: Streams, heads: int) -> np.dtype[np.void]:
             ("spreads", "<i8", (len(DISAGREEMENT) + 1,)),
             ("spread_sum", "<f8"),
             ("seconds", "<f8"),
+            ("true_ratings", "<i8"),
             ("counts", "<i8", (r, BINS)),
             ("evidence", "<f8", (t, k)),
             ("onset", "<f8", (t, k)),  # [Unix seconds], when the evidence last began from nothing
@@ -166,6 +167,7 @@ class Detector:
             record["recent_errors"] += watched.errors
         for name in ("predictions", "passed_over", "new", "spreads", "spread_sum", "seconds"):
             record[name] += getattr(watched, name)
+        record["true_ratings"] += int(watched.errors[0])
 
     def acknowledge(self, record: Record, alarm: int, now: float) -> bool:
         """Somebody has seen an alarm; whether there is such. The evidence begins anew: what lasts is reported again."""

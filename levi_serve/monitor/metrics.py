@@ -111,6 +111,9 @@ class MonitorCollector(Collector):
             for head, value in enumerate(values.tolist()):
                 family.add_metric([str(head)], value)
             yield family
+        yield CounterMetricFamily(
+            "levi_monitor_true_ratings", "True ratings that came of predictions.", value=int(record["true_ratings"])
+        )
         yield GaugeMetricFamily("levi_monitor_id_rmse", "RMSE measured in distribution.", value=reference.rmse)
         for name, text, value in (
             (

@@ -7,18 +7,20 @@ leaves the other copy as it was. A kernel lock lets one process at a time change
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import mmap
 import os
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
-from levi_serve.bundle.commands import RunError
+from levi_serve.bundle.commands import RunError, UsageError
+from levi_serve.bundle.reference import Reference
 from levi_serve.monitor.detector import Detector, Record
 
 log = logging.getLogger("levi")
@@ -28,12 +30,31 @@ _HEADER = 64
 """Bytes: the magic, then what the state belongs to."""
 
 
+def owner_of(reference: Reference, detector: Detector) -> bytes:
+    """Digest of what the evidence is about: the model, the record's layout, and where the bins begin."""
+    layout = f"{detector.dtype.descr}{detector.streams.streams}".encode()
+    return hashlib.sha256(reference.model.encode() + layout + reference.edges.tobytes()).hexdigest().encode()[:48]
+
+
+def require_state(path: Path) -> None:
+    """A file that somebody has named is not to be overwritten if it is something else.
+
+    Raises:
+        UsageError: it is.
+
+    """
+    with suppress(OSError), path.open("rb") as file:  # one that cannot be opened is `State`'s to tell
+        begin = file.read(len(_MAGIC))
+        if begin.strip(b"\0") and begin != _MAGIC:  # zeros: somebody was killed between making and beginning it
+            raise UsageError(f"--state {path}: is no monitor's state; name another file, or remove it")
+
+
 class State:
     """The record of one detector in a file, or, without a path, in memory of this process."""
 
     def __init__(self, detector: Detector, owner: bytes, path: Path | None = None) -> None:
-        """`owner` is a digest of the model that the evidence is about. A file that is damaged, or of another owner, is
-        begun anew.
+        """`owner` is as `owner_of` has it. A file that is damaged, or of another owner, is begun anew, whatever it
+        was: ask `require_state` first about a path that is not the server's own.
 
         Raises:
             RunError: the file cannot be opened.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import threading
@@ -22,7 +21,7 @@ from levi_serve.bundle.scores import BINS
 from levi_serve.monitor.detector import DISAGREEMENT, Detector, Record, Watched
 from levi_serve.monitor.ration import Ration
 from levi_serve.monitor.rounds import Rounds
-from levi_serve.monitor.state import State
+from levi_serve.monitor.state import State, owner_of
 from levi_serve.monitor.streams import BLOCK, NEW
 
 log = logging.getLogger("levi")
@@ -67,9 +66,7 @@ class Monitor:
         self.reference = reference
         self.detector = detector
         self._clock = clock
-        layout = f"{detector.dtype.descr}{detector.streams.streams}".encode()
-        owner = hashlib.sha256(reference.model.encode() + layout + reference.edges.tobytes()).hexdigest().encode()
-        self._state = State(detector, owner[:48], state)
+        self._state = State(detector, owner_of(reference, detector), state)
         self._rounds = Rounds()
         self._edges = reference.edges.T[:, :, None]  # [BINS - 1, S, 1]
         self._begun = np.empty((len(detector.streams.scores), 0), np.uint8)

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
+from levi_serve.bundle.feedback import SUFFIX
 from tests.serving.conftest import ROOT, Process
 from tests.serving.redis_server import RedisServer, free_port, until
 
@@ -36,11 +37,11 @@ PATIENT = ("--timeout-ms", "9000")
 EXPECTED = {
     "": {"LeviAbsent"},
     "levi-down": {"LeviDown"},
-    "levi-failed": {"LeviNotReady", "LeviErrorsFast", "LeviErrorsSlow"},
+    "levi-failed": {"LeviNotReady", "LeviVersionUnusable", "LeviErrorsFast", "LeviErrorsSlow"},
     "levi-workers": {"LeviWorkersMissing", "LeviRestarts"},
     "levi-slow": {"LeviSheds", "LeviSlow", "LeviQueueLong", "LeviQueueSlow"},
-    "levi-rows": {"LeviRedisAway", "LeviDegraded", "LeviCorruptRows", "LeviMonitorSilent"},
-    "levi-shift": {"LeviShift", "LeviManyUnknown", "LeviEstimatedErrorUp", "LeviErrorUp"},
+    "levi-rows": {"LeviRedisAway", "LeviDegraded", "LeviCorruptRows", "LeviMonitorSilent", "LeviEntitiesOld"},
+    "levi-shift": {"LeviShift", "LeviManyUnknown", "LeviEstimatedErrorUp", "LeviErrorUp", "LeviFeedbackOld"},
     "levi-head": {"LeviHeadBroken"},
     "levi-quiet": {"LeviModelOutput", "LeviNoTraffic"},
 }
@@ -227,12 +228,13 @@ def slow(stage: Stage) -> None:
 
 
 def rows(stage: Stage) -> None:
-    """Rows of users are in Redis only; first they are damaged, then Redis goes away."""
+    """Rows of users are in Redis only, as is the list of entities; first rows are damaged, then Redis goes away."""
     repository = stage.repository("levi-rows")
     redis = stage.redis("levi-rows")
     publish = [sys.executable, "-m", "levi_serve.cli", "publish", "--model-repo", str(repository), "--redis", redis.url]
     subprocess.run(publish, check=True, capture_output=True, cwd=ROOT)
     flags = ("--redis", redis.url, "--remote-only", "user", "--absent-s", "0.1", "--cache-mib", "1")
+    flags += ("--entities", redis.url)
     server = stage.server("levi-rows", repository, *flags)
     server.settled()
     for key in redis.client.scan_iter():
@@ -250,13 +252,25 @@ def rows(stage: Stage) -> None:
 
 
 def shift(stage: Stage) -> None:
-    """Users about whom the heads disagree most ask for a film that the model does not know; true errors are large."""
-    repository, state = stage.repository("levi-shift"), stage._folder / "levi-shift/state"
-    server = stage.server("levi-shift", repository, "--monitor-state", str(state))
+    """Users about whom the heads disagree most ask for a film that the model does not know; true errors are large, and
+    nobody has taken feedback away for three days.
+    """
+    repository, folder = stage.repository("levi-shift"), stage._folder / "levi-shift"
+    feedback, state = folder / "feedback", folder / "state"
+    feedback.mkdir()
+    (feedback / f"{time.time_ns() - 3 * 86_400 * 10**9:020}-1{SUFFIX}").touch()
+    server = stage.server("levi-shift", repository, "--monitor-state", str(state), "--feedback", str(feedback))
     server.settled()
     feed_back(repository, state, squared=4.0)
     apart = [{"user": user, "movie": 1001} for user in [*MANY][-100:]]
-    stage.traffic(lambda: ask(server, apart))
+    number = count()
+
+    def work() -> None:
+        ask(server, apart)
+        event = {"id": f"{next(number)}", **apart[0], "rating": 5, "time": 1_764_000_000}
+        assert server.http.post("/feedback", json=event).status_code == 200
+
+    stage.traffic(work)
 
 
 def head(stage: Stage) -> None:

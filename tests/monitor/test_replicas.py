@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+from prometheus_client import CollectorRegistry, generate_latest
 
 from levi_serve.metrics import Metrics
+from levi_serve.metrics_fleet import Serving
 from levi_serve.monitor.detector import Detector
 from levi_serve.monitor.metrics import MonitorCollector
 from levi_serve.monitor.watch import Monitor
@@ -50,6 +54,39 @@ def test_a_restarted_replica(detector: Detector, world: World) -> None:
     world.show(new, 320)
     block, _ = replicas.added({"a": exposed(new)})
     assert block.tolist() == new.read()["counts"].tolist()
+
+
+def test_workers_that_change_over(detector: Detector, world: World, tmp_path: Path) -> None:
+    """While some workers of a server serve one version and some another, its bins are of either, as the one happens to
+    answer: they are left out, and what was added meanwhile counts when all serve this version again.
+    """
+    old, new = (Monitor(world.reference(), detector, None) for _ in range(2))
+    world.show(old, 6400)
+    world.show(new, 320)
+    first, second = Serving(tmp_path, 0), Serving(tmp_path, 1)
+
+    def told(monitor: Monitor) -> str:
+        registry = CollectorRegistry()
+        registry.register(first)
+        registry.register(MonitorCollector(monitor))
+        return generate_latest(registry).decode()
+
+    first.change("levi", "3", "entity")
+    second.change("levi", "3", "entity")
+    replicas = Replicas(detector.streams, "levi", 3)
+    replicas.added({"a": told(old)})
+    second.change("levi", "4", "entity")
+    for answering in (old, new, old, new):
+        block, missing = replicas.added({"a": told(answering)})
+        assert not block.any()
+        assert missing == {"a": "it serves levi/3 and levi/4, not levi/3"}
+    world.show(old, 320)
+    second.change("levi", "3", "entity")
+    block, missing = replicas.added({"a": told(old)})
+    assert (int(block[0].sum()), missing) == (320, {})
+    first.change("levi", "4", "entity")
+    second.change("levi", "4", "entity")
+    assert replicas.added({"a": told(new)})[1] == {"a": "it serves levi/4, not levi/3"}
 
 
 def test_who_is_left_out(detector: Detector, world: World) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from levi_serve.bundle.commands import RunError
+from levi_serve.bundle.commands import RunError, UsageError
 from levi_serve.bundle.reference import Reference
-from levi_serve.monitor.detector import Detector
-from levi_serve.monitor.state import State
+from levi_serve.monitor.detector import Detector, record_type
+from levi_serve.monitor.state import State, owner_of, require_state
 from levi_serve.monitor.streams import threshold
 
 OWNER = b"model a"
@@ -167,3 +169,43 @@ def test_a_longer_record_of_the_same_owner(reference: Reference, detector: Detec
     opened(detector, tmp_path / "state").close()
     fewer = Detector.of(reference, threshold(1, 1), new=False)
     assert opened(fewer, tmp_path / "state").read()["blocks"] == 0
+
+
+@pytest.mark.parametrize("content", [b"a letter, or whatever it was\n" * 9, b"x", b"LEVIMO"])
+def test_a_named_file_that_is_something_else(tmp_path: Path, content: bytes) -> None:
+    """A file that somebody has named is refused, and left as it is, if it is no monitor's state."""
+    path = tmp_path / "letter"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="letter: is no monitor's state"):
+        require_state(path)
+    assert path.read_bytes() == content
+
+
+def test_a_named_file_that_is_a_state(detector: Detector, tmp_path: Path) -> None:
+    """A new file, an empty one, one that was made and not begun, a state and a damaged one are taken."""
+    path = tmp_path / "state"
+    require_state(path)
+    for content in (b"", bytes(4000)):
+        path.write_bytes(content)
+        require_state(path)
+    path.unlink()
+    opened(detector, path).close()
+    require_state(path)
+    path.write_bytes(path.read_bytes()[:100])
+    require_state(path)
+
+
+def test_whose_evidence_it_is(reference: Reference, detector: Detector) -> None:
+    """The owner changes with the graph, with where the bins begin, and with what the record's numbers are about."""
+    moved = replace(reference, edges=reference.edges + np.float32(0.01))
+    others = [
+        owner_of(replace(reference, model="1" * 64), detector),
+        owner_of(moved, detector),
+        owner_of(reference, Detector.of(reference, threshold(30, 1000), new=False)),
+        owner_of(reference, replace(detector, dtype=record_type(detector.streams, heads=9))),
+        owner_of(
+            reference, replace(detector, streams=replace(detector.streams, streams=detector.streams.streams[::-1]))
+        ),
+    ]
+    assert owner_of(reference, detector) == owner_of(reference, Detector.of(reference, threshold(1, 1)))
+    assert len({owner_of(reference, detector), *others}) == 6

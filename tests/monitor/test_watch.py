@@ -364,6 +364,8 @@ def test_errors(monitor: Monitor, world: World) -> None:
     assert strange > 1.1 * usual
     monitor.observe_errors(np.array([0.25, 0.25]))
     assert true_rmse(monitor.read()) == pytest.approx(0.5)
+    monitor.observe_errors(np.array([0.25]))
+    assert monitor.read()["true_ratings"] == 3
 
 
 def test_memory_is_flat(monitor: Monitor, world: World) -> None:

@@ -227,6 +227,19 @@ def test_bad_input(bad_app: RunningApp, place: str, attributes: Any, status: int
     assert metric(bad_app, 'levi_entities{state="put"}') == 0
 
 
+def test_a_list_that_was_never_read(repository: Path, tmp_path: Path) -> None:
+    """Its age is told from the start of the server on: an alert must not take it for a server without a list."""
+    redis = RedisServer(tmp_path)
+    redis.kill()
+    before = time.time()
+    with RunningApp(settings(repository, entities=redis.url, admin_token="admin")) as app:
+        assert app.get("/readyz").status_code == 200
+        seen = metric(app, "levi_entities_seen_timestamp_seconds")
+        assert before <= seen <= time.time()
+        time.sleep(0.5)
+        assert metric(app, "levi_entities_seen_timestamp_seconds") == seen
+
+
 @pytest.fixture(scope="module")
 def bad_app(entity_toy_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     """A server whose list stays empty."""

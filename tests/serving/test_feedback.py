@@ -327,8 +327,8 @@ def test_a_clock_in_the_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_files_that_nobody_writes_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file is locked while it is written to; a large one gets a successor; one that was taken away is missed by
-    nobody.
+    """A file is locked while it is written to; a large one gets a successor, an old one is let go of though
+    nothing comes; one that was taken away is missed by nobody.
     """
     monkeypatch.setattr(feedback_module, "_FILE_BYTES", 300)
     log = FolderLog(tmp_path, 1 << 20)
@@ -340,8 +340,14 @@ def test_files_that_nobody_writes_to(tmp_path: Path, monkeypatch: pytest.MonkeyP
     log.append([encode_event(event("5"))])
     (third,) = set(tmp_path.glob("*.events")) - {first}
     assert [e.id for e in Events(third)] == ["5"]
-    log.close()
+    log.backlog()
+    assert is_locked(third)
+    monkeypatch.setattr(feedback_module, "_FILE_S", 0.0)
+    log.backlog()  # it is looked at now and then, though no event comes
     assert not is_locked(third)
+    log.append([encode_event(event("6"))])
+    log.close()
+    assert not any(map(is_locked, tmp_path.glob("*.events")))
 
 
 def is_locked(file: Path) -> bool:

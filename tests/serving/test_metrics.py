@@ -134,12 +134,12 @@ def test_states(make: Callable[[], Metrics]) -> None:
     metrics.ready(True)
     failures, available = {"call": 2}, False
     metrics.watch_redis(lambda: failures, lambda: available)
-    metrics.serving("levi", 1, "entity")
-    metrics.serving("levi", 2, "entity")
+    for version in range(1, 9):
+        metrics.serving("levi", version, "entity")
     assert value(metrics, "levi_ready") == 1
     assert value(metrics, "levi_redis_breaker_open") == 1
-    assert value(metrics, "levi_model_info", model="levi", version="1", views="entity") == 0
-    assert value(metrics, "levi_model_info", model="levi", version="2", views="entity") == 1
+    served = {labels: told for (name, labels), told in samples(metrics.text().decode()).items() if name == SERVING[0]}
+    assert served == {frozenset({("model", "levi"), ("version", "8"), ("views", "entity")}): 1}  # none of those before
     metrics.ready(False)
     failures, available = {"call": 5, "write": 1}, True
     assert value(metrics, "levi_ready") == 0
@@ -276,8 +276,12 @@ def test_replaced_worker_counts_on(tmp_path: Path) -> None:
     """
     worker(tmp_path, 0, WORK.format(times=1))
     worker(tmp_path, 1, WORK.format(times=1))
+    worker(tmp_path, 1, "m.serving('levi', 2, 'entity')")
+    changing = {labels for name, labels in worker(tmp_path, 2, "pass") if name == SERVING[0]}
+    assert sorted(dict(labels)["version"] for labels in changing) == ["1", "2"]
     forget_worker(tmp_path, 1)
     left = worker(tmp_path, 2, "pass")
+    assert {labels for name, labels in left if name == SERVING[0]} == {SERVING[1]}
     assert (left[ANSWERED], left[CACHED]) == (2, 2)
     assert (left[READY], left[OPEN], left[WAITING]) == (1, 1, 10)
     files = set(tmp_path.glob("histogram_*"))

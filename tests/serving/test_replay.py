@@ -174,6 +174,27 @@ def test_command_monitor(crowd: Path, capsys: pytest.CaptureFixture[str], monkey
     assert "128 predictions, evidence" in said.out
 
 
+def test_monitor_overwrites_nothing_else(
+    crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was named for the state by mistake is refused, with one line and code 2, and stays as it is."""
+    from levi_serve import replicas
+
+    def read(*_: object) -> None:
+        raise KeyboardInterrupt  # it would go on for ever
+
+    monkeypatch.setattr(replicas, "read_metrics", read)
+    letter = tmp_path / "letter.txt"
+    letter.write_text("Dear all,\n")
+    arguments = ["monitor", "http://127.0.0.1:1", "--model-repo", str(crowd), "--state", str(letter)]
+    monkeypatch.setattr(sys, "argv", ["levi-serve", *arguments])
+    assert main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"levi-serve monitor: --state {letter}: is no monitor's state")
+    assert said.count("\n") == 1
+    assert letter.read_text() == "Dear all,\n"
+
+
 def test_usage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A URL that is none and a missing file are errors of usage."""
     for command in (["monitor", "ftp://x"], ["monitor"], ["replay"]):

@@ -8,24 +8,29 @@ import asyncio
 import gc
 import json
 import os
+import re
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from levi_serve import app as app_module
 from levi_serve.bundle.manifest import BundleError
+from levi_serve.monitor.streams import Streams
+from levi_serve.replicas import Replicas
 from levi_serve.repository import Policy, look, numbers
+from levi_serve.versions import read_version_reference
 
 from .conftest import Process, settings, until
 from .running import Gate, RunningApp
 from .test_workers import sample, workers
-from .toy import Toy, edit_manifest, vouch
+from .toy import USERS, Toy, edit_manifest, vouch
 
 TOKEN = {"Authorization": "Bearer admin"}
 PAIR = "/predict?user=138&movie=357"
@@ -47,10 +52,10 @@ def app(repository: Path) -> Iterator[RunningApp]:
         yield running
 
 
-def write(repository: Path, version: int, views: str = "entity") -> Path:
+def write(repository: Path, version: int, views: str = "entity", users: Mapping[Any, Any] = USERS) -> Path:
     """Another version, exported as the exporter does it: staged beside and renamed, the model last."""
     staged = repository / f".staged{version}"
-    Toy(views).write(staged, version)
+    Toy(views, users=users).write(staged, version)
     for name in ("levi_encoder", "levi"):
         if (staged / name).is_dir():
             (staged / name / str(version)).rename(repository / name / str(version))
@@ -149,10 +154,33 @@ def test_a_new_version_takes_over(app: RunningApp, repository: Path, request: py
     assert answers(app) == 2
     assert versions(app) == {2: "stable"}
     assert metric(app, 'levi_served_version{label="stable"}') == 2
-    assert metric(app, 'levi_model_info{model="levi",version="1",views="entity"}') == 0
+    assert re.findall(r"^levi_model_info\{.*", app.get("/metrics").text, re.MULTILINE) == [
+        'levi_model_info{model="levi",version="2",views="entity"} 1.0'
+    ]
     assert metric(app, 'levi_version_loads_total{outcome="usable"}') == 2
     until(lambda: all(pool._shutdown for pool in threads))
     until(lambda: old() is None)
+
+
+def test_a_new_version_has_a_monitor_of_its_own(repository: Path, tmp_path: Path) -> None:
+    """Though both have the same graph, evidence about the old one is none about the new one; it is there again when
+    the old one is back.
+    """
+    with RunningApp(settings(repository, watch_s=SLOW, monitor_state=tmp_path / "state", admin_token="admin")) as app:
+
+        def watched() -> int:
+            return app.get("/monitor").json()["predictions"]
+
+        assert [answers(app), answers(app), watched()] == [1, 1, 2]
+        first = app.live.service.monitor
+        write(repository, 2)
+        looks(app)
+        assert watched() == 0
+        assert [answers(app), watched()] == [2, 1]
+        assert app.live.service.monitor is not first
+        assert len(list((tmp_path / "state").iterdir())) == 2
+        assert admin(app, "load", version=1, label="stable").status_code == 200
+        assert [watched(), answers(app), watched()] == [2, 1, 3]
 
 
 def test_by_itself(repository: Path) -> None:
@@ -555,3 +583,56 @@ def test_every_worker_follows(start: Callable[..., Process], repository: Path) -
     victim.terminate()  # its successor does as the others
     until(lambda: server.text().count("stable: levi/1") + server.text().count("ready: levi/") >= 8, server.text)
     assert served() == {1}
+
+
+def test_scrapes_during_reloads(start: Callable[..., Process], tmp_path: Path) -> None:
+    """While versions come and go under two workers each scrape is answered whole, no counter goes back, and in the end
+    one series says what is served. A monitor over the server counts what its version was asked, and no more, though
+    the monitor's own counters are of the version that whoever answers has in service.
+    """
+    crowd = USERS | {number: {"age": 20} for number in range(2000, 2320)}
+    Toy("entity", users=crowd).write(tmp_path / "models")
+    server = start("--model-repo", str(tmp_path / "models"), "--workers", "2", "--watch-s", "0.05", "--drain-s", "0")
+    server.ready(2)
+    texts: list[str] = []
+    over = threading.Event()
+
+    def scrape() -> None:
+        while not over.wait(0.05):
+            answer = httpx.get(f"{server.url}/metrics", timeout=10)
+            texts.append(answer.text if answer.status_code == 200 else "")
+
+    def scraped() -> None:
+        """Wait for one that began later than now."""
+        done = len(texts)
+        until(lambda: len(texts) >= done + 2)
+
+    scraping = threading.Thread(target=scrape)
+    scraping.start()
+    try:
+        scraped()
+        for version in (2, 3, 4):
+            pairs = [{"user": user, "movie": 357} for user in crowd if user >= 2000]
+            assert httpx.post(f"{server.url}/predict", json={"pairs": pairs}, timeout=10).status_code == 200
+            scraped()
+            write(tmp_path / "models", version, users=crowd)
+            until(lambda said=f"stable: levi/{version} instead": server.text().count(said) == 2, server.text)
+        scraped()
+    finally:
+        over.set()
+        scraping.join()
+    before: dict[Any, float] = {}
+    for text in texts:
+        assert "levi_ready 2.0" in text, "a scrape failed"
+        for family in text_string_to_metric_families(text):
+            if family.type in {"counter", "histogram"} and not family.name.startswith("levi_monitor_"):
+                for one in family.samples:
+                    key = one.name, tuple(sorted(one.labels.items()))
+                    assert one.value >= before.get(key, 0), key
+                    before[key] = one.value
+    assert before["levi_version_loads_total", (("outcome", "usable"),)] == 8
+    served = re.findall(r"^levi_model_info\{.*", texts[-1], re.MULTILINE)
+    assert served == ['levi_model_info{model="levi",version="4",views="entity"} 1.0']
+    streams = Streams.of(read_version_reference(tmp_path / "models", "levi", 1))
+    replicas = Replicas(streams, "levi", 1)
+    assert 0 < sum(int(replicas.added({"a": text})[0][0].sum()) for text in texts) <= 320

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
 from levi_serve.bundle.commands import UsageError, parse
-from levi_serve.cli import Serve
-from levi_serve.settings import ServeSettings, masked, open_secrets, reference
+from levi_serve.cli import Monitor, Replay, Serve, main
+from levi_serve.settings import COMMANDS, Budget, ServeSettings, masked, open_secrets, reference
 
 from .conftest import ROOT, settings
 
 
 def test_every_setting_is_described() -> None:
     """Every setting has a sentence that says what it does."""
-    for name, field in ServeSettings.model_fields.items():
-        assert field.description, name
-        assert field.description.endswith("."), name
+    for command in (ServeSettings, *COMMANDS.values()):
+        for name, field in command.model_fields.items():
+            assert field.description, name
+            assert field.description.endswith("."), name
 
 
 def test_documentation_is_up_to_date() -> None:
@@ -31,8 +34,38 @@ def test_documentation_lists_every_setting() -> None:
     """Flag, variable and meaning of every setting are in the table."""
     text = reference()
     for name, field in ServeSettings.model_fields.items():
-        assert f"| `--{name.replace('_', '-')}` | `LEVI_{name.upper()}` |" in text
+        assert f"| `--{name.replace('_', '-')}` | `LEVI_{name.upper()}` |" in text.partition("## `")[0]
         assert str(field.description) in text
+
+
+def test_documentation_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command has a chapter with each of its settings: in its table, or among those that are the server's, too."""
+    monkeypatch.setattr(sys, "argv", ["levi-serve", "help"])
+    assert main() == 2
+    *others, last = re.findall(r"there are (.*)", capsys.readouterr().err)[0].split(", ")
+    assert ["serve", *COMMANDS] == [*others, last]
+    _, *chapters = re.split(r"^## `levi-serve (?=.*`$)", reference(), flags=re.MULTILINE)
+    assert [chapter.partition("`")[0] for chapter in chapters] == list(COMMANDS)
+    for chapter, command in zip(chapters, COMMANDS.values(), strict=True):
+        for name, field in command.model_fields.items():
+            flag = f"--{name.replace('_', '-')}"
+            own = f"| `{flag}` | `LEVI_{name.upper()}` |" in chapter or f"| `{name.upper()}` | |" in chapter
+            assert (own and str(field.description) in chapter) or f"`{flag}`" in chapter.partition("Of its own")[0]
+
+
+def test_commands_read_the_servers_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the server is told of false alarms holds for those commands as well that apply its test."""
+    monkeypatch.setenv("LEVI_MONITOR_DAYS", "7")
+    monkeypatch.setenv("LEVI_MONITOR_RATE", "250")
+    for command, arguments in ((Serve, []), (Replay, ["requests.jsonl"]), (Monitor, ["http://127.0.0.1:1"])):
+        told = parse(command, "levi-serve", arguments)
+        assert isinstance(told, Budget)
+        assert (told.monitor_days, told.monitor_rate) == (7, 250)
+        told = parse(command, "levi-serve", [*arguments, "--monitor-days", "9"])
+        assert isinstance(told, Budget)
+        assert told.monitor_days == 9
+    with pytest.raises(UsageError, match="--monitor-days"):
+        parse(Replay, "levi-serve", ["requests.jsonl", "--monitor-days", "0"])
 
 
 def test_precedence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """A server whose monitor has seen nothing but the errors of some predictions."""
     folder = tmp_path_factory.mktemp("watching")
     World().write(folder)
-    flags = ("--model-repo", str(folder), "--drain-s", "0", "--monitor-state", str(folder / "state"))
+    flags = ["--model-repo", str(folder), "--drain-s", "0", "--monitor-state", str(folder / "state")]
+    flags += ["--monitor-rate", "1e6"]  # all of what comes at once is to be watched
     process = Process(folder / "server.log", *flags)
     process.settled()
     feed_back(folder, folder / "state", squared=0.25)

@@ -28,6 +28,8 @@ from levi_serve.versions import Version
 
 _PART = 8 * BLOCK
 """Requests after which the monitor is asked: an alarm is dated to them."""
+_BESIDE = ("id", "time", "prediction_id")
+"""Of what clients send to `/feedback`: not looked at."""
 _LINES = 25
 """Lines of the table, at most."""
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 320, 60, 20, 30, 40
@@ -207,8 +209,9 @@ def drawing(found: Replay) -> str:
 def _reader(schema: Schema) -> Reader:
     rating = Annotated[float, Field(ge=schema.rating_min, le=schema.rating_max, strict=True, allow_inf_nan=False)]
     givens = {entity.name: given_type(entity) for entity in schema.entities}
+    fields = {**givens, "rating": NotRequired[rating | None], **dict.fromkeys(_BESIDE, NotRequired[Any])}
     names: Names = {entity.name: names_of(entity) for entity in schema.entities}
-    return Reader(record("Request", {**givens, "rating": NotRequired[rating | None]}), {**names, "rating": {}})
+    return Reader(record("Request", fields), {**{name: {} for name in fields}, **names})
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -36,6 +36,8 @@ def test_both_kinds_of_files(tmp_path: Path) -> None:
     for file in (lines, sheet):
         file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
         assert list(read_requests(file, schema())) == found
+    lines.write_text('{"user": 138, "movie": 357, "rating": 4, "id": "a", "time": 1.5, "prediction_id": "b"}')
+    assert list(read_requests(lines, schema())) == found[:1]
     lines.write_text('{"user": {"age": 3}, "movie": {"genres": ["War"]}}')
     assert list(read_requests(lines, schema())) == [(({"age": 3}, {"genres": ("War",)}), None)]
 

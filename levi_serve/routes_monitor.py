@@ -76,6 +76,7 @@ class MonitorReport(BaseModel):
     status: Literal["warming", "ok", "alarm"]
     since: str | None = Field(description="when the change began that an open alarm is about")
     predictions: int = Field(description="watched so far")
+    passed_over: int = Field(description="not watched, being more a second than the budget is reckoned with")
     score: str = Field(description="the score of `bins`")
     budget: Budget
     evidence: Total
@@ -138,6 +139,7 @@ def _report(service: Service, monitor: Monitor, budget: Budget) -> MonitorReport
         status=status,
         since=opened[-1].since if opened else None,
         predictions=int(record["predictions"]),
+        passed_over=int(record["passed_over"]),
         score=manifest.score,
         budget=budget,
         evidence=Total(value=_finite(detector.total(record)), threshold=round(detector.threshold, 3)),

@@ -40,9 +40,9 @@ function sentence({ status, since, alarms }) {
   return `Shift alarm${since ? ` since ${time(since)}` : ""}${alarm ? `: ${cause(alarm)}` : ""}.`;
 }
 
-function watched({ predictions, budget: { days, rate } }) {
+function watched({ predictions, passed_over: more, budget: { days, rate } }) {
   const budget = `at most one false alarm in ${count(days)} days at ${count(rate)} predictions a second`;
-  return `${count(predictions)} predictions watched; ${budget}.`;
+  return `${count(predictions)} predictions watched${more ? `, ${count(more)} passed over` : ""}; ${budget}.`;
 }
 
 function evidence({ evidence: { value, threshold }, streams }) {

@@ -67,6 +67,7 @@ def monitor(status: str = "ok", **changes: Any) -> dict[str, Any]:
         "status": status,
         "since": None,
         "predictions": 48213,
+        "passed_over": 0,
         "score": "contrast",
         "budget": {"days": 30, "rate": 1000},
         "evidence": {"value": 5.0, "threshold": 20.0},

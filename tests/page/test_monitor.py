@@ -111,6 +111,12 @@ def test_evidence(look: Look) -> None:
     expect(page.locator("#monitor-said")).to_have_text(said)
 
 
+def test_more_than_are_watched(look: Look) -> None:
+    """Predictions beyond the rate of the budget are told."""
+    page = seen(look, monitor(passed_over=1_250_000))
+    expect(page.locator("#monitor-said")).to_contain_text("48,213 predictions watched, 1,250,000 passed over; at most")
+
+
 def test_evidence_beyond_the_threshold(look: Look) -> None:
     """However strong the evidence, it is drawn within the plot and marked; of many streams the strongest are shown."""
     streams = [{"score": f"s{i}", "kind": "mean", "evidence": float(i)} for i in range(20)]

@@ -10,8 +10,8 @@ const STREAMS = 6;
 
 const OFF = "The shift monitor is off.";
 
-// Asks once, draws, and returns what disagreement is usual. `model` may be null: the scale of ratings is then not known,
-// and the heads are not drawn.
+// Asks once, draws, and returns what disagreement is usual. `model` may be null: the scale of ratings is then not
+// known, and the heads are not drawn.
 export async function watch(model, signal) {
   const found = await ask("monitor", { signal });
   const on = found.status !== "off";

@@ -84,7 +84,8 @@ function show(answer, took) {
     el(
       "p",
       { class: "note" },
-      `The line is their mean, ${number(mean)}; their standard deviation is ${number(answer.disagreement, 3)}${ordinary(answer.rating)}. `,
+      `The line is their mean, ${number(mean)}; their standard deviation is ${number(answer.disagreement, 3)}`,
+      `${ordinary(answer.rating)}. `,
       `${answer.model}/${answer.version} took ${number(took, 0)} ms, the way there and back included.`,
     ),
   );

@@ -17,7 +17,7 @@ from levi_serve.bundle.reference import Reference, measure
 from training.datasets.dataset import Dataset, attributes
 from training.features import Features, prepare, project
 from training.fit import Fitter, Fold, Views, ViewStage, predict
-from training.model import SIZES, Levi, Network
+from training.model import SIZES, FactorSize, Levi, Network, Size
 from training.run import Run, accelerator
 from training.splits import item_folds
 from training.views import compute_views
@@ -150,15 +150,20 @@ def without_items(run: Run, cache: Path) -> tuple[Fitted, Int64Array]:
     left_out = np.zeros(len(dataset.items), bool)
     left_out[dataset.ratings.item[held]] = True
     kept = run.split.selection[~left_out[dataset.ratings.item[run.split.selection]]]
-    accelerate = accelerator("cpu")
-    prepared = prepare(dataset, fitted_rows, run.backbone, "entity", SIZES[options.size], cache, accelerate.device)
-    with tempfile.TemporaryDirectory() as folder:
-        fold = Fold(torch.from_numpy(fitted_rows), torch.from_numpy(kept))
-        found = Fitter(Views(prepared), options, run.bounds, accelerate, Path(folder)).fit(fold.fitted, [fold])
     others = run.split.test[left_out[dataset.ratings.item[run.split.test]]]
-    assert isinstance(found.stage, ViewStage)
-    model, ids = found.stage.model, found.stage.ids
-    return Fitted(dataset, model, prepared.features, ids, run.bounds), np.concatenate([held, others])
+    return refitted(run, cache, SIZES[options.size], fitted_rows, kept), np.concatenate([held, others])
+
+
+def refitted(run: Run, cache: Path, size: Size | FactorSize, rows: Int64Array, held_out: Int64Array) -> Fitted:
+    """The run's recipe fitted once more, with this size, on these ratings; its length is chosen on those `held_out`."""
+    accelerate = accelerator("cpu")
+    prepared = prepare(run.dataset, rows, run.backbone, "entity", size, cache, accelerate.device)
+    fold = Fold(torch.from_numpy(rows), torch.from_numpy(held_out))
+    with tempfile.TemporaryDirectory() as folder:
+        fitter = Fitter(Views(prepared), run.record.options, run.bounds, accelerate, Path(folder))
+        stage = fitter.fit(fold.fitted, [fold]).stage
+    assert isinstance(stage, ViewStage)
+    return Fitted(run.dataset, stage.model, prepared.features, stage.ids, run.bounds)
 
 
 def corrupted(run: Run, cache: Path, seed: int) -> Fitted:

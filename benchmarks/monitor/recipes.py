@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.monitor.pools import Fitted, Runs
+from benchmarks.monitor.pools import Fitted, Runs, refitted
 from benchmarks.monitor.separation import separation
 from levi_serve.bundle import Int64Array
-from training.features import prepare
-from training.fit import Fitter, Fold, Views, ViewStage
 from training.model import SIZES, Size
-from training.run import Run, accelerator
+from training.run import Run
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "views as they are": {"unit_views": False},
@@ -34,22 +30,15 @@ def recipes(runs: Runs, cache: Path) -> Any:
             found.setdefault(text, []).append(_told(Fitted.of(run), run))
             if run.record.options.size == "ref":
                 for name, change in CHANGES.items():
-                    found.setdefault(f"{text}: {name}", []).append(_told(_refitted(run, cache, change), run))
+                    found.setdefault(f"{text}: {name}", []).append(_told(_changed(run, cache, change), run))
     return {name: {k: float(np.mean([one[k] for one in each])) for k in each[0]} for name, each in found.items()}
 
 
-def _refitted(run: Run, cache: Path, change: Mapping[str, Any]) -> Fitted:
+def _changed(run: Run, cache: Path, change: Mapping[str, Any]) -> Fitted:
     """The run's recipe once more with another size."""
-    options, parts, dataset = run.record.options, run.split, run.dataset
     reference = SIZES["ref"]
     assert isinstance(reference, Size)
-    size, accelerate = reference.model_copy(update=change), accelerator("cpu")
-    prepared = prepare(dataset, parts.train, run.backbone, "entity", size, cache, accelerate.device)
-    fold = Fold(torch.from_numpy(parts.train), torch.from_numpy(parts.selection))
-    with tempfile.TemporaryDirectory() as folder:
-        found = Fitter(Views(prepared), options, run.bounds, accelerate, Path(folder)).fit(fold.fitted, [fold])
-    assert isinstance(found.stage, ViewStage)
-    return Fitted(dataset, found.stage.model, prepared.features, found.stage.ids, run.bounds)
+    return refitted(run, cache, reference.model_copy(update=change), run.split.train, run.split.selection)
 
 
 def _told(fitted: Fitted, run: Run) -> dict[str, float]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 class Ration:
-    """Fills up with time, to a second's worth; what is granted depends on nothing else, so it is a fair sample."""
+    """Fills up with time, to a second's worth. What is granted depends on when and how many are asked for, and on no
+    prediction.
+    """
 
     def __init__(self, rate: float, now: float) -> None:
         """`rate` predictions a second, from `now` [s] on."""

@@ -178,8 +178,9 @@ def _bounds(weights: DoubleArray, payoffs: DoubleArray, size: float, risks: Doub
 
     Of a sample of `size` with the shares `weights` [T, BINS]. The shares that it may have come from are spread like
     Dirichlet's, with one rating more in the bin that pays most: where payoffs are 0 and 1 this is the bound of Clopper
-    and Pearson (1934), else Gaffke's (2005; Learned-Miller and Thomas 2019). Its tail is that of a sum of gamma
-    variables, which Lugannani and Rice's formula (1980) gives to three digits.
+    and Pearson (1934), else Gaffke's (2005; Learned-Miller and Thomas 2019), of which it is conjectured, and not
+    proven, that it holds for every distribution. Its tail is that of a sum of gamma variables, which Lugannani and
+    Rice's formula (1980) gives to three digits.
     """
     best = payoffs == payoffs.max(axis=1, keepdims=True)
     alpha = weights * size + best / best.sum(axis=1, keepdims=True)
